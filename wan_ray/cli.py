@@ -1,0 +1,161 @@
+"""The `wan-ray` command: arguments become a config, a config one call. Exit codes stand in main()."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wan_ray.config import RenderConfig, load_config
+from wan_ray.errors import ConfigError, WanRayError
+from wan_ray.stages.read import Plan, plan_manifest
+
+OK, STOPPED, INVALID, SOME_FAILED = 0, 1, 2, 3
+INTERRUPTED = 128 + signal.SIGINT
+_SHOWN_ERRORS = 50
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0: done, all rows rendered. 1: stopped midway, the same command goes on from there. 2: nothing started, config,
+    manifest or arguments are invalid. 3: finished, some rows failed. 130: interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return options.run(options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INVALID
+    except WanRayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wan-ray", description="Render manifests of prompts with Wan2.1 on Ray.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    render = commands.add_parser("render", help="render every row of a manifest that has no record yet")
+    _add_config_arguments(render)
+    render.add_argument(
+        "--skip-invalid", action="store_true", help="record rows that break a rule as failed, and go on"
+    )
+    render.set_defaults(run=_render)
+    plan = commands.add_parser("plan", help="check config and every row without loading a model")
+    _add_config_arguments(plan)
+    plan.set_defaults(run=_plan)
+    status = commands.add_parser("status", help="how far an output folder is, and what failed")
+    status.add_argument("output", help="the output folder or URL")
+    status.set_defaults(run=_status)
+    debug = commands.add_parser("init-debug", help="write a tiny random checkpoint, a sample manifest and a config")
+    debug.add_argument("folder", type=Path)
+    debug.set_defaults(run=_init_debug)
+    bench = commands.add_parser("bench", help="time this engine beside diffusers on the same random weights")
+    bench.add_argument("--json", type=Path, help="also write the figures to this file")
+    bench.add_argument("--clips", type=int, default=3, help="clips per engine, alternating (default 3)")
+    bench.set_defaults(run=_bench)
+    return parser
+
+
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. video.crf=18 defaults.num_frames=33")
+    parser.add_argument("--manifest", help="Parquet file, folder or URL, instead of the config's")
+    parser.add_argument("--output", help="folder or URL, instead of the config's")
+    parser.add_argument("--limit", type=int, help="only the first rows of the manifest")
+
+
+def _config_and_plan(options: argparse.Namespace) -> tuple[RenderConfig, Plan]:
+    config = load_config(options.config, options.overrides)
+    named = {name: getattr(options, name) for name in ("manifest", "output") if getattr(options, name)}
+    config = config.model_copy(update=named)
+    return config, plan_manifest(config, limit=options.limit)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config, plan = _config_and_plan(options)
+    print(f"{len(plan.names)} rows for {config.variant.name}: {len(plan.refused)} invalid")
+    print(f"\n{'rows':>8}  task   size       frames  steps")
+    for (task, width, height, num_frames, steps), count in sorted(plan.buckets.items()):
+        print(f"{count:>8}  {task:<5}  {f'{width}x{height}':<9}  {num_frames:>6}  {steps:>5}")
+    for warning, count in plan.warnings.most_common():
+        print(f"\nwarning, {count} rows: {warning}")
+    _print_invalid(plan, sys.stdout)
+    return INVALID if plan.refused else OK
+
+
+def _render(options: argparse.Namespace) -> int:
+    config, plan = _config_and_plan(options)
+    if plan.refused and not options.skip_invalid:
+        _print_invalid(plan, sys.stderr)
+        raise ConfigError(f"{len(plan.refused)} of {len(plan.names)} rows are invalid; mend them or use --skip-invalid")
+    # Ray's core prints a harmless error for every actor pool (ray-project/ray#53727); real ones arrive as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    from wan_ray.display import Display
+    from wan_ray.graph.offline import render
+    from wan_ray.report import write_contact_sheet
+    from wan_ray.storage.blob import Store
+    from wan_ray.storage.paths import CLIPS, INDEX
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # after its import, which sets the level
+    display = Display()
+    try:
+        summary = render(config, plan, observer=display)
+    finally:
+        display.close()
+    assert config.output is not None
+    sheet = write_contact_sheet(config.output)
+    store = Store(config.output)
+    print(
+        f"{summary.ok} of {len(plan.names)} rows have a clip, {summary.failed} failed; "
+        f"rendered {summary.rendered} now in {summary.seconds:.0f} s, {summary.skipped} were done before"
+    )
+    print(f"clips          {store.location(CLIPS)}\nindex          {store.location(INDEX)}")
+    if sheet:
+        print(f"contact sheet  {sheet}")
+    return SOME_FAILED if summary.failed else OK
+
+
+def _print_invalid(plan: Plan, stream: object) -> None:
+    if plan.refused:
+        print("\ninvalid rows (counted from 0):", file=stream)
+    for item in plan.refused[:_SHOWN_ERRORS]:
+        print(f"  row {item.row}  id {item.id}: {item.failure and item.failure.message}", file=stream)
+    if len(plan.refused) > _SHOWN_ERRORS:
+        print(f"  and {len(plan.refused) - _SHOWN_ERRORS} more", file=stream)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from wan_ray.report import status
+
+    found = status(options.output)
+    run = found.last_run
+    print(f"last run {run['run_id']}: {run['status']}, started {run['started_at']}")
+    print(f"{found.num_records} of {found.num_rows} rows have a record; indexed: {found.ok} ok, {found.failed} failed")
+    for (stage, kind, message), count in found.failures.most_common():
+        print(f"  {count} x {kind} at {stage}: {message}")
+    return OK
+
+
+def _init_debug(options: argparse.Namespace) -> int:
+    from wan_ray.sample import write_sample
+
+    config = write_sample(options.folder)
+    print(f"wrote a random checkpoint, a manifest and a config; now: wan-ray render {config}")
+    return OK
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from wan_ray.bench import run_bench
+
+    return run_bench(num_clips=options.clips, json_file=options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The command line's view of a running render: one line per row and stage, and one line of progress."""
+
+import sys
+import threading
+import time
+from typing import TextIO
+
+from wan_ray.graph.board import Event
+from wan_ray.storage.records import Record
+
+_PAST = {"encode": "encoded", "denoise": "denoised", "decode": "decoded", "publish": "published"}
+_QUIET_INTERVAL_S = 10.0  # between progress lines where nobody watches a terminal
+
+
+class Display:
+    """Writes to a stream; on a terminal the progress line stays at the bottom, elsewhere it comes every 10 s."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._live = stream.isatty()
+        self._lock = threading.Lock()
+        self._num_rows = self._done = self._failed = 0
+        self._started = self._last_line = time.monotonic()
+        self._inside: dict[str, int] = {}
+
+    def begin(self, *, num_rows: int, num_done: int) -> None:
+        """Say what is to do."""
+        self._num_rows = num_rows
+        self._started = time.monotonic()
+        before = f"; {num_done} have records already" if num_done else ""
+        self._line(f"rendering {num_rows} rows{before}" if num_rows else f"nothing to render{before}")
+
+    def tick(self, events: list[Event], inside: dict[str, int]) -> None:
+        """Print finished stages and the progress."""
+        for event in events:
+            if event.error is not None:
+                self._line(f"failed to {event.stage} id={event.id} error={event.error}")
+            elif event.seconds is not None:
+                self._line(f"{_PAST[event.stage]} id={event.id} seconds={event.seconds:.2f}")
+        self._inside = inside
+        if self._live or time.monotonic() - self._last_line >= _QUIET_INTERVAL_S:
+            self._show_progress()
+
+    def ended(self, record: Record) -> None:
+        """Count a row's end; say why a row was refused."""
+        self._done += 1
+        self._failed += record.status == "failed"
+        if record.error_stage == "read":
+            self._line(f"refused row={record.row} id={record.id} error={record.error_message}")
+
+    def close(self) -> None:
+        """Leave the terminal's line."""
+        if self._live:
+            self._stream.write("\r\033[K")
+            self._stream.flush()
+
+    def _show_progress(self) -> None:
+        elapsed_s = time.monotonic() - self._started
+        rate = self._done / elapsed_s if elapsed_s > 0 else 0.0
+        eta = f"{(self._num_rows - self._done) / rate:.0f} s" if rate else "unknown"
+        inside = "  ".join(f"{stage} {self._inside.get(stage, 0)}" for stage in _PAST)
+        text = (
+            f"rows {self._done}/{self._num_rows}  failed {self._failed}  {rate * 60:.1f} clips/min  "
+            f"ETA {eta}  working: {inside}"
+        )
+        self._last_line = time.monotonic()
+        if not self._live:
+            self._line(text)
+            return
+        with self._lock:
+            self._stream.write(f"\r\033[K{text}")
+            self._stream.flush()
+
+    def _line(self, text: str) -> None:
+        with self._lock:
+            clear = "\r\033[K" if self._live else ""
+            self._stream.write(f"{clear}{text}\n")
+            self._stream.flush()

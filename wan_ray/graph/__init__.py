@@ -1,0 +1,1 @@
+"""The path on a Ray cluster; the only package that imports Ray."""

@@ -1,0 +1,37 @@
+"""Connecting to Ray: the cluster this process belongs to, the one that is running, or one of its own."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from wan_ray.errors import ConfigError
+
+_LOCAL_CPUS = 3  # what the sample config reserves and splitting takes; reservations, not threads
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Ray while the block runs. "auto" takes a running cluster or starts a local one, "local" always starts one.
+
+    A connection that was there before stays. ConfigError when no cluster answers at an explicit address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    own = address == "local" or (address == "auto" and "RAY_ADDRESS" not in os.environ)
+    options = {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1)} if address == "local" else {}
+    try:
+        ray.init(
+            address=None if address == "auto" else address,
+            include_dashboard=False if own else None,
+            logging_level="ERROR",
+            **options,
+        )
+    except ConnectionError as error:
+        raise ConfigError(f"ray_address={address!r}: no cluster answers ({error}); start one or use 'local'") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

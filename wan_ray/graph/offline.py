@@ -1,0 +1,231 @@
+"""The path on Ray Data: render() turns a manifest into a dataset of clips; build_processor() is its library face."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from wan_ray.config import RenderConfig, StageSection
+from wan_ray.errors import ConfigError
+from wan_ray.graph.board import Board, Event
+from wan_ray.graph.cluster import connected
+from wan_ray.graph.operator import BoardHandle, Decode, Denoise, Encode, Publish, as_result, read_any, read_shard
+from wan_ray.graph.placement import check_fit
+from wan_ray.stages.items import Item
+from wan_ray.stages.publish import PublishStage, package_versions
+from wan_ray.stages.read import Plan, open_manifest
+from wan_ray.storage.blob import Store
+from wan_ray.storage.index import IndexWriter, indexed_statuses
+from wan_ray.storage.records import Record, RecordStore
+from wan_ray.storage.runs import write_run
+
+UserMap = Callable[[dict[str, Any]], dict[str, Any]]
+_READ_CPUS = 0.05
+_POLL_S = 0.5
+
+
+class Observer(Protocol):
+    """Who watches a run: the command line's display, or nobody."""
+
+    def begin(self, *, num_rows: int, num_done: int) -> None:
+        """The run is about to render num_rows; num_done others have records already."""
+
+    def tick(self, events: list[Event], inside: dict[str, int]) -> None:
+        """Called about twice a second from a thread: what happened, and how many items are inside each stage."""
+
+    def ended(self, record: Record) -> None:
+        """A row has its record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a run ended. ok and failed count the manifest's rows by their records, this run's or earlier ones'."""
+
+    run_id: str
+    ok: int
+    failed: int
+    rendered: int
+    skipped: int
+    seconds: float
+
+
+def render(config: RenderConfig, plan: Plan, *, observer: Observer) -> Summary:
+    """Render every planned row that has no record yet; Ray is connected to only if there is one.
+
+    ConfigError when the cluster is too small; StorageError or Ray's errors when the run had to stop: what has a
+    record stays, and the same call goes on from there.
+    """
+    if config.output is None:
+        raise ConfigError("no output: set output in the config or give --output")
+    started = time.monotonic()
+    store = Store(config.output)
+    known = RecordStore(store).names()
+    refused_rows = {item.row for item in plan.refused}
+    pending = bytes(name not in known and n not in refused_rows for n, name in enumerate(plan.names))
+    skipped = sum(name in known for name in plan.names)
+    with _cluster_for(config) if any(pending) else nullcontext():
+        run_id = _new_run_id()
+        entry = _run_entry(config, run_id, num_rows=len(plan.names))
+        write_run(store, {**entry, "status": "running"})
+        observer.begin(num_rows=len(plan.names) - skipped, num_done=skipped)
+        status, num_rendered = "stopped", 0
+        try:
+            with IndexWriter(store, run_id, plan.extra_columns) as index:
+                # A crash may have come between a record and its index row.
+                for record in RecordStore(store).read_all(sorted(known - indexed_statuses(store).keys())):
+                    index.append(record)
+                new_refused = [item for item in plan.refused if item.name not in known]
+                for record in _new_records(config, new_refused, pending, run_id, observer):
+                    index.append(record)
+                    observer.ended(record)
+                    num_rendered += record.status == "ok"
+            status = "finished"
+        finally:
+            statuses = indexed_statuses(store)
+            ends = [statuses[name] for name in plan.names if name in statuses]
+            summary = Summary(
+                run_id=run_id,
+                ok=ends.count("ok"),
+                failed=ends.count("failed"),
+                rendered=num_rendered,
+                skipped=skipped,
+                seconds=time.monotonic() - started,
+            )
+            write_run(store, {**entry, "status": status, "ended_at": _now(), "counts": asdict(summary)})
+    return summary
+
+
+@contextmanager
+def _cluster_for(config: RenderConfig) -> Iterator[None]:
+    with connected(config.ray_address):
+        check_fit(config)
+        yield
+
+
+def build_processor(
+    config: RenderConfig, preprocess: UserMap | None = None, postprocess: UserMap | None = None
+) -> Callable[[Dataset], Dataset]:
+    """A function from a dataset of rows (the manifest's columns) to a lazy dataset of results, in no fixed order.
+
+    A result has the resolved request, status and error, and the row's other columns. With config.output the clip is
+    stored and `clip` is its path; without, `clip_bytes` holds the MP4 or PNG. preprocess makes rows of the dataset's
+    own; postprocess changes results. A row that breaks a rule or fails is a result with status "failed".
+    """
+    run_id = _new_run_id()
+
+    def process(dataset: Dataset) -> Dataset:
+        rows = dataset.map(preprocess, num_cpus=_READ_CPUS) if preprocess else dataset
+        ended = _path(rows.map(read_any, fn_kwargs={"config": config}, num_cpus=_READ_CPUS), config, board=None)
+        if config.output is not None:
+            ended = _published(ended, config, board=None, run_id=run_id)
+        results = ended.map(as_result, fn_kwargs={"config": config, "run_id": run_id}, num_cpus=_READ_CPUS)
+        results = results.map(postprocess, num_cpus=_READ_CPUS) if postprocess else results
+        return _configured(results, config)
+
+    return process
+
+
+def _new_records(
+    config: RenderConfig, refused: list[Item], pending: bytes, run_id: str, observer: Observer
+) -> Iterator[Record]:
+    """Commit the refused rows, then render the pending ones; records in the order they end."""
+    assert config.output is not None
+    publish = PublishStage(config.output, run_id=run_id, variant=config.model.variant)
+    yield from map(publish, refused)
+    if not any(pending):
+        return
+    # Ray types an actor class as a plain class, without `.remote`: hence Any.
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    manifest = open_manifest(config)
+    shards = ray.data.from_items([asdict(shard) for shard in manifest.shards()])
+    read = shards.flat_map(
+        read_shard, fn_kwargs={"manifest": manifest, "config": config, "pending": pending}, num_cpus=_READ_CPUS
+    )
+    dataset = _configured(_published(_path(read, config, board), config, board, run_id), config)
+    with _watching(board, observer):
+        for row in dataset.iter_rows():
+            yield Record.model_validate_json(row["record"])
+
+
+def _path(items: Dataset, config: RenderConfig, board: BoardHandle | None) -> Dataset:
+    """Encode, denoise, decode; one row per block, so that a worker that dies loses one row."""
+    dataset = items.repartition(target_num_rows_per_block=1)
+    for operator, section in (
+        (Encode, config.stages.encode),
+        (Denoise, config.stages.denoise),
+        (Decode, config.stages.decode),
+    ):
+        dataset = _in_actors(dataset, operator, section, config=config, board=board)
+    return dataset
+
+
+def _published(items: Dataset, config: RenderConfig, board: BoardHandle | None, run_id: str) -> Dataset:
+    return _in_actors(items, Publish, config.stages.publish, config=config, board=board, run_id=run_id)
+
+
+def _in_actors(dataset: Dataset, operator: type, section: StageSection, **arguments: object) -> Dataset:
+    return dataset.map(
+        operator,
+        fn_constructor_kwargs=arguments,
+        num_cpus=section.num_cpus,
+        num_gpus=section.num_gpus or None,
+        # Two: one row is worked on while the next is fetched.
+        compute=ActorPoolStrategy(size=section.replicas, max_tasks_in_flight_per_actor=2),
+    )
+
+
+def _configured(dataset: Dataset, config: RenderConfig) -> Dataset:
+    dataset.set_name("wan_render")
+    dataset.context.execution_no_progress_timeout_s = int(config.no_progress_timeout_s)
+    dataset.context.enable_progress_bars = False
+    return dataset
+
+
+@contextmanager
+def _watching(board: BoardHandle, observer: Observer) -> Iterator[None]:
+    """Carry the board's events to the observer while the block runs, and once more at its end."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while True:
+            last = ended.wait(_POLL_S)
+            try:
+                observer.tick(*ray.get(board.fetch.remote(), timeout=10))
+            except ray.exceptions.RayError:  # the run itself reports a lost cluster
+                return
+            if last:
+                return
+
+    thread = threading.Thread(target=watch, name="wan-ray-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=15)
+        ray.kill(board)
+
+
+def _run_entry(config: RenderConfig, run_id: str, *, num_rows: int) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "started_at": _now(),
+        "num_rows": num_rows,
+        "config": config.model_dump(mode="json"),
+        "versions": package_versions(),
+    }
+
+
+def _new_run_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,131 @@
+"""Ray Data operators: each loads its stage in its worker and takes rows one by one. Errors travel in the row."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from wan_ray.config import RenderConfig
+from wan_ray.graph.board import Event
+from wan_ray.stages.items import Item, Row
+from wan_ray.stages.publish import PublishStage, make_record
+from wan_ray.stages.read import read_pending, read_row
+from wan_ray.storage.manifest import Manifest, Shard
+from wan_ray.storage.records import Record
+
+logger = logging.getLogger(__name__)
+
+# Ray types an actor method as a plain function, without `.remote`: hence Any.
+BoardHandle = Any
+
+
+class Stage:
+    """What the operators share: skip failed items, time the rest, turn an error into a failed item, tell the board."""
+
+    def __init__(self, name: str, run: Callable[[Item], Item], board: BoardHandle | None) -> None:
+        self.name = name
+        self.run = run
+        self.board = board
+
+    def __call__(self, row: Row) -> Row:
+        item = Item.from_row(row)
+        if item.failure is not None:
+            return row
+        note(self.board, Event(stage=self.name, id=item.id))
+        started = time.perf_counter()
+        try:
+            done = self.run(item)
+        except Exception as error:
+            logger.exception("%s failed request_id=%s", self.name, item.id)
+            done = item.failed(self.name, error)
+        seconds = time.perf_counter() - started
+        logger.info("%s request_id=%s seconds=%.2f", self.name, item.id, seconds)
+        message = done.failure.message if done.failure else None
+        note(self.board, Event(stage=self.name, id=item.id, seconds=seconds, error=message))
+        return replace(done, seconds={**done.seconds, self.name: seconds}).to_row()
+
+
+def note(board: BoardHandle | None, event: Event) -> None:
+    """Tell the board, if there is one."""
+    if board is not None:
+        board.note.remote(event)
+
+
+class Encode:
+    """The text encoder's operator."""
+
+    def __init__(self, config: RenderConfig, board: BoardHandle | None) -> None:
+        self._stage = Stage("encode", _loader(config).encode(), board)
+
+    def __call__(self, row: Row) -> Row:
+        return self._stage(row)
+
+
+class Denoise:
+    """The DiT's operator."""
+
+    def __init__(self, config: RenderConfig, board: BoardHandle | None) -> None:
+        self._stage = Stage("denoise", _loader(config).denoise(), board)
+
+    def __call__(self, row: Row) -> Row:
+        return self._stage(row)
+
+
+class Decode:
+    """The VAE's operator."""
+
+    def __init__(self, config: RenderConfig, board: BoardHandle | None) -> None:
+        self._stage = Stage("decode", _loader(config).decode(), board)
+
+    def __call__(self, row: Row) -> Row:
+        return self._stage(row)
+
+
+class Publish:
+    """Stores clip and record. A storage error is not the row's fault: it ends the run, which can be resumed."""
+
+    def __init__(self, config: RenderConfig, board: BoardHandle | None, run_id: str) -> None:
+        assert config.output is not None
+        self._publish = PublishStage(config.output, run_id=run_id, variant=config.model.variant)
+        self._board = board
+
+    def __call__(self, row: Row) -> dict[str, str]:
+        item = Item.from_row(row)
+        note(self._board, Event(stage="publish", id=item.id))
+        started = time.perf_counter()
+        record = self._publish(item)
+        note(self._board, Event(stage="publish", id=item.id, seconds=time.perf_counter() - started))
+        return {"record": record.model_dump_json()}
+
+
+def read_shard(shard: Mapping[str, Any], *, manifest: Manifest, config: RenderConfig, pending: bytes) -> Iterator[Row]:
+    """Rows of the manifest's shard that are pending, as items."""
+    for item in read_pending(manifest.rows([Shard(**shard)]), config, pending):
+        yield item.to_row()
+
+
+def read_any(row: Mapping[str, Any], *, config: RenderConfig) -> Row:
+    """A row of a user's dataset as an item, failed if it breaks a rule."""
+    return read_row(row, config).to_row()
+
+
+def as_result(row: Mapping[str, Any], *, config: RenderConfig, run_id: str) -> dict[str, Any]:
+    """What a user's dataset gets back: a record's fields, the row's other columns, and unpublished clips as bytes."""
+    if "record" in row:
+        record, clip = Record.model_validate_json(row["record"]), None
+    else:
+        item = Item.from_row(cast(Row, row))
+        record = make_record(item, run_id=run_id, variant=config.model.variant)
+        clip = item.clip.data if item.clip else None
+    fields = record.model_dump(exclude={"name", "row", "extra", "seconds", "labels", "weights", "versions"})
+    texts = {name: getattr(record, name) or None for name in ("labels", "weights", "versions")}
+    seconds = {f"seconds_{name}": record.seconds.get(name) for name in ("encode", "denoise", "decode")}
+    return {**record.extra, **fields, **texts, **seconds, "clip_bytes": clip}
+
+
+def _loader(config: RenderConfig) -> Any:
+    # Imported here: loading torch is for the workers that hold a model.
+    from wan_ray.stages.loader import StageLoader
+
+    return StageLoader(model=config.model, video=config.video)

@@ -1,0 +1,220 @@
+"""A checkpoint folder or file: which layout it has, and its parts loaded as models."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer
+from transformers import UMT5EncoderModel
+
+from wan_ray.errors import CheckpointError
+from wan_ray.model.dit import DiT, parameter_dtype
+from wan_ray.model.key_maps import (
+    dit_name_from_diffusers,
+    text_encoder_name_from_released,
+    vae_name_from_diffusers,
+    vae_num_res_blocks_from_diffusers,
+)
+from wan_ray.model.text_encoder import TextEncoderArchitecture, build_text_encoder, load_tokenizer
+from wan_ray.model.vae import VAEArchitecture, WanVAE
+from wan_ray.model.weights import Shape, TensorFiles, check_shapes, load_, shapes_of
+from wan_ray.variants import DiTArchitecture
+
+TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
+VAE_FILE = "Wan2.1_VAE.pth"
+TOKENIZER_FOLDER = "google/umt5-xxl"
+_DIT_STEM = "diffusion_pytorch_model"
+_HEAD_DIM = 128  # of every released model
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where each part of a model lies: the release's layout, a -Diffusers folder, or a lone DiT with companions."""
+
+    layout: Literal["released", "diffusers", "single file"]
+    dit_files: tuple[Path, ...]
+    dit_config: Path | None
+    text_encoder_files: tuple[Path, ...]
+    vae_files: tuple[Path, ...]
+    tokenizer: Path
+
+    def open_dit(self) -> TensorFiles:
+        """The denoiser's tensors under released names."""
+        tensors = TensorFiles.open(self.dit_files).renamed(_without_prefix)
+        if any(name.startswith("condition_embedder.") for name in tensors.shapes):
+            return tensors.renamed(dit_name_from_diffusers)
+        return tensors
+
+    def open_vae(self) -> TensorFiles:
+        """The VAE's tensors under released names."""
+        tensors = TensorFiles.open(self.vae_files)
+        if any(name.startswith("encoder.conv_in.") for name in tensors.shapes):
+            count = vae_num_res_blocks_from_diffusers(tensors.shapes)
+            return tensors.renamed(lambda name: vae_name_from_diffusers(name, num_res_blocks=count))
+        return tensors
+
+    def open_text_encoder(self) -> TensorFiles:
+        """The text encoder's tensors under transformers' names."""
+        tensors = TensorFiles.open(self.text_encoder_files)
+        if "token_embedding.weight" in tensors.shapes:
+            return tensors.renamed(text_encoder_name_from_released)
+        return tensors.without(lambda name: name == "encoder.embed_tokens.weight")  # tied to shared.weight
+
+    def check(self) -> DiTArchitecture:
+        """Sizes of the denoiser, when every part has exactly its tensors; CheckpointError if not. Reads no weights."""
+        dit, tensors = self._dit()
+        check_shapes(shapes_of(dit), tensors.shapes, what="DiT")
+        vae, tensors = self._vae()
+        check_shapes(shapes_of(vae), tensors.shapes, what="VAE")
+        encoder, tensors = self._text_encoder()
+        check_shapes(shapes_of(encoder), tensors.shapes, what="text encoder")
+        load_tokenizer(self.tokenizer)
+        return dit.architecture
+
+    def load_dit(self, *, dtype: torch.dtype, device: torch.device) -> tuple[DiT, str]:
+        """The denoiser and the fingerprint of its weights."""
+        model, tensors = self._dit()
+        load_(model, tensors, device=device, dtype_of=lambda name: parameter_dtype(name, dtype), what="DiT")
+        return model.eval(), tensors.fingerprint
+
+    def load_vae(self, *, device: torch.device) -> tuple[WanVAE, str]:
+        """The VAE in float32 and the fingerprint of its weights."""
+        model, tensors = self._vae()
+        load_(model, tensors, device=device, dtype_of=lambda _: torch.float32, what="VAE")
+        return model.eval(), tensors.fingerprint
+
+    def load_text_encoder(self, *, dtype: torch.dtype, device: torch.device) -> tuple[UMT5EncoderModel, str]:
+        """umT5 and the fingerprint of its weights."""
+        model, tensors = self._text_encoder()
+        load_(model, tensors, device=device, dtype_of=lambda _: dtype, what="text encoder")
+        return model.eval(), tensors.fingerprint
+
+    def _dit(self) -> tuple[DiT, TensorFiles]:
+        tensors = self.open_dit()
+        architecture = dit_architecture(tensors.shapes, config_heads=_heads_in_config(self.dit_config, tensors.shapes))
+        with torch.device("meta"):
+            return DiT(architecture), tensors
+
+    def _vae(self) -> tuple[WanVAE, TensorFiles]:
+        tensors = self.open_vae()
+        with torch.device("meta"):
+            return WanVAE(VAEArchitecture.from_shapes(tensors.shapes)), tensors
+
+    def _text_encoder(self) -> tuple[UMT5EncoderModel, TensorFiles]:
+        tensors = self.open_text_encoder()
+        with torch.device("meta"):
+            return build_text_encoder(TextEncoderArchitecture.from_shapes(tensors.shapes)), tensors
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The prompt's tokenizer."""
+        return load_tokenizer(self.tokenizer)
+
+
+def find_checkpoint(path: str | Path, companions: str | Path | None = None) -> Checkpoint:
+    """The checkpoint at a local path; companions is a folder with text encoder and VAE, for a lone DiT file.
+
+    CheckpointError says what a folder lacks. No tensor is read.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        if companions is None:
+            raise CheckpointError(
+                f"{str(root)!r} holds a DiT alone; name a folder with text encoder and VAE as model.companions"
+            )
+        others = find_checkpoint(companions)
+        return Checkpoint(
+            layout="single file",
+            dit_files=(root,),
+            dit_config=others.dit_config,
+            text_encoder_files=others.text_encoder_files,
+            vae_files=others.vae_files,
+            tokenizer=others.tokenizer,
+        )
+    if (root / "transformer").is_dir():
+        return Checkpoint(
+            layout="diffusers",
+            dit_files=_weight_files(root / "transformer", _DIT_STEM),
+            dit_config=root / "transformer" / "config.json",
+            text_encoder_files=_weight_files(root / "text_encoder", "model"),
+            vae_files=_weight_files(root / "vae", _DIT_STEM),
+            tokenizer=_existing(root / "tokenizer"),
+        )
+    if not root.is_dir():
+        raise CheckpointError(f"checkpoint {str(path)!r} does not exist; give a folder or a DiT .safetensors file")
+    return Checkpoint(
+        layout="released",
+        dit_files=_weight_files(root, _DIT_STEM),
+        dit_config=root / "config.json",
+        text_encoder_files=(_existing(root / TEXT_ENCODER_FILE),),
+        vae_files=(_existing(root / VAE_FILE),),
+        tokenizer=_existing(root / TOKENIZER_FOLDER),
+    )
+
+
+def dit_architecture(shapes: dict[str, Shape], *, config_heads: int | None = None) -> DiTArchitecture:
+    """Sizes of a denoiser from its tensors' shapes; heads are 128 wide unless config_heads says otherwise."""
+    try:
+        dim, in_channels = shapes["patch_embedding.weight"][:2]
+        heads = config_heads or (dim // _HEAD_DIM if dim % _HEAD_DIM == 0 else 0)
+        if not heads or dim % heads:
+            raise CheckpointError(
+                f"DiT width {dim} is not a multiple of {_HEAD_DIM} and config.json gives no num_heads"
+            )
+        return DiTArchitecture(
+            dim=dim,
+            ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
+            num_heads=heads,
+            num_layers=1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+            in_channels=in_channels,
+            out_channels=shapes["head.head.weight"][0] // 4,
+            text_dim=shapes["text_embedding.0.weight"][1],
+            frequency_dim=shapes["time_embedding.0.weight"][1],
+        )
+    except KeyError as error:
+        raise CheckpointError(f"not a Wan2.1 DiT: tensor {error.args[0]!r} is missing") from None
+
+
+def _heads_in_config(file: Path | None, shapes: dict[str, Shape]) -> int | None:
+    """num_heads of a config.json whose width is the tensors' own: some released VACE configs are garbage."""
+    if file is None or not file.is_file():
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    heads = config.get("num_heads") or config.get("num_attention_heads") or 0
+    width = config.get("dim") or heads * config.get("attention_head_dim", 0)
+    return heads if width == shapes.get("patch_embedding.weight", (0,))[0] else None
+
+
+def _weight_files(folder: Path, stem: str) -> tuple[Path, ...]:
+    """One file, the files of an index, or shards without one; CheckpointError names what is missing."""
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if single.is_file():
+        return (single,)
+    if index.is_file():
+        names: Iterable[str] = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return tuple(_existing(folder / name) for name in sorted(names))
+    shards = tuple(sorted(folder.glob(f"{stem}-*-of-*.safetensors")))
+    if not shards:
+        raise CheckpointError(
+            f"{str(single)!r} is missing, and there are no shards {stem}-*-of-*.safetensors beside it"
+        )
+    expected = int(shards[0].stem.rpartition("-")[2])
+    if len(shards) != expected:
+        raise CheckpointError(f"{str(folder)!r} has {len(shards)} of {expected} shards {stem}-*; copy the others")
+    return shards
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise CheckpointError(f"{str(path)!r} is missing from the checkpoint")
+    return path
+
+
+def _without_prefix(name: str) -> str:
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name

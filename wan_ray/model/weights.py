@@ -1,0 +1,135 @@
+"""Tensors in files, read one at a time: safetensors (one file, shards) and PyTorch archives, never pickled code."""
+
+import hashlib
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from wan_ray.errors import CheckpointError
+
+Shape = tuple[int, ...]
+_NAMED = 5  # tensors listed in an error before it says how many more
+
+
+class TensorFiles:
+    """The tensors of one model part over one or more files: shapes at once, values on demand."""
+
+    def __init__(self, shapes: Mapping[str, Shape], read: Callable[[str], Tensor], fingerprint: str) -> None:
+        self.shapes = dict(shapes)
+        self.read = read
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def open(cls, files: Sequence[Path]) -> Self:
+        """CheckpointError names a file that is missing, cut short or of another kind."""
+        for file in files:
+            if not file.is_file():
+                raise CheckpointError(f"weight file {str(file)!r} is missing")
+        if len(files) == 1 and files[0].suffix in (".pth", ".pt", ".bin"):
+            return cls._open_archive(files[0])
+        return cls._open_safetensors(files)
+
+    @classmethod
+    def _open_safetensors(cls, files: Sequence[Path]) -> Self:
+        homes, shapes, digest = {}, {}, hashlib.sha256()
+        for file in files:
+            try:
+                opened = safe_open(file, "pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"weight file {str(file)!r} cannot be read as safetensors: {error}") from None
+            for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                homes[name] = opened
+                shapes[name] = tuple(opened.get_slice(name).get_shape())
+            _digest_safetensors_(digest, file)
+        return cls(shapes, lambda name: homes[name].get_tensor(name), digest.hexdigest()[:32])
+
+    @classmethod
+    def _open_archive(cls, file: Path) -> Self:
+        try:
+            tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # noqa: BLE001  torch.load raises almost anything on a bad file
+            raise CheckpointError(f"weight file {str(file)!r} cannot be read as tensors: {error}") from None
+        with zipfile.ZipFile(file) as archive:
+            entries = "".join(f"{e.filename}:{e.file_size}:{e.CRC};" for e in archive.infolist())
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return cls(shapes, lambda name: tensors[name], hashlib.sha256(entries.encode()).hexdigest()[:32])
+
+    def renamed(self, rename: Callable[[str], str]) -> "TensorFiles":
+        """The same tensors under other names."""
+        old = {rename(name): name for name in self.shapes}
+        return TensorFiles(
+            {new: self.shapes[name] for new, name in old.items()}, lambda name: self.read(old[name]), self.fingerprint
+        )
+
+    def without(self, unwanted: Callable[[str], bool]) -> "TensorFiles":
+        """Without the tensors of a predicate."""
+        kept = {name: shape for name, shape in self.shapes.items() if not unwanted(name)}
+        return TensorFiles(kept, self.read, self.fingerprint)
+
+
+def load_(
+    model: nn.Module, tensors: TensorFiles, *, device: torch.device, dtype_of: Callable[[str], torch.dtype], what: str
+) -> None:
+    """Fill a model built on the meta device, parameter by parameter: never a second full copy in memory.
+
+    CheckpointError names missing, extra and misshaped tensors. Frozen: gradients are off.
+    """
+    check_shapes(shapes_of(model), tensors.shapes, what=what)
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}  # of one parameter: every module that shares it
+    for module in model.modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((module, leaf))
+    for name, meta in list(model.named_parameters()):
+        value = torch.empty(meta.shape, dtype=dtype_of(name), device=device)
+        value.copy_(tensors.read(name))
+        loaded = nn.Parameter(value, requires_grad=False)
+        for module, leaf in owners[id(meta)]:
+            setattr(module, leaf, loaded)
+
+
+def shapes_of(model: nn.Module) -> dict[str, Shape]:
+    """Shape of every parameter, one that is shared under its first name only."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def check_shapes(wanted: Mapping[str, Shape], found: Mapping[str, Shape], *, what: str) -> None:
+    """Raise CheckpointError when the tensors found are not those the model has."""
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    misshaped = [
+        f"{name} {list(found[name])} instead of {list(wanted[name])}"
+        for name in wanted
+        if name in found and tuple(found[name]) != tuple(wanted[name])
+    ]
+    parts = [_listed(k, v) for k, v in (("missing", missing), ("extra", extra), ("misshaped", misshaped)) if v]
+    if parts:
+        raise CheckpointError(f"the {what} does not fit its weights: {'; '.join(parts)}")
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{kind} {', '.join(names[:_NAMED])}{more}"
+
+
+def _digest_safetensors_(digest: "hashlib._Hash", file: Path) -> None:
+    """Add the header and both ends of every tensor: quick on 30 GB, and any fine-tune changes it."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = stream.read(length)
+        digest.update(header)
+        spans = [entry["data_offsets"] for name, entry in _json(header).items() if name != "__metadata__"]
+        for begin, end in sorted(spans):
+            for offset in (begin, max(begin, end - 256)):
+                stream.seek(8 + length + offset)
+                digest.update(stream.read(min(256, end - begin)))
+
+
+def _json(header: bytes) -> dict[str, dict[str, list[int]]]:
+    return json.loads(header)

@@ -1,0 +1,71 @@
+"""Renderer: the whole path in one process, without Ray: for library use, GPU benchmarks, and as the reference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from torch import Tensor
+
+from wan_ray.config import Device, DType, ModelSection
+from wan_ray.request import RenderRequest, ResolvedRequest, resolve
+from wan_ray.sampling.loop import OnStep
+from wan_ray.stages.decode import DecodeStage
+from wan_ray.stages.denoise import DenoiseStage
+from wan_ray.stages.encode import EncodeStage
+from wan_ray.stages.items import Item
+from wan_ray.stages.loader import StageLoader, variant_of
+from wan_ray.variants import get_variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """frames: uint8 [F, H, W, 3]. latents: float32 [16, T, h, w]. request: with every default filled in."""
+
+    frames: np.ndarray
+    latents: Tensor
+    request: ResolvedRequest
+
+
+class Renderer:
+    """Owns the three models, all on one device. Called with a request, it renders it and returns."""
+
+    def __init__(self, encode: EncodeStage, denoise: DenoiseStage, decode: DecodeStage) -> None:
+        self.encode = encode
+        self.denoise = denoise
+        self.decode = decode
+        self.variant = get_variant(variant_of(denoise.model.architecture))
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        companions: str | Path | None = None,
+        dtype: DType | None = None,
+        device: Device = "auto",
+    ) -> Self:
+        """Load a released folder, a -Diffusers folder or a lone DiT file with companions; path may be an fsspec URL.
+
+        Without a dtype: bfloat16 on a GPU, float32 on a CPU. CheckpointError when the weights do not fit.
+        """
+        section = ModelSection(
+            variant="debug",  # any architecture: which one it is, the weights say
+            checkpoint=str(path),
+            companions=None if companions is None else str(companions),
+            dtype=dtype or "auto",
+            device=device,
+        )
+        loader = StageLoader(model=section)
+        return cls(loader.encode(), loader.denoise(), loader.decode())
+
+    def __call__(self, request: RenderRequest, *, on_step: OnStep | None = None) -> Rendered:
+        """Render one request; RequestError when this model cannot, StageError when it fails.
+
+        on_step(done, total) is called after each denoising step; what it raises stops the rendering.
+        """
+        resolved = resolve(request, self.variant)
+        item = Item(name="", id=resolved.id, row=None, request=resolved, prompt=resolved.prompt)
+        latents = self.denoise(self.encode(item), on_step).tensors["latents"]
+        frames = np.concatenate(list(self.decode.frames(latents)))
+        return Rendered(frames=frames, latents=latents, request=resolved)

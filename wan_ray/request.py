@@ -1,0 +1,327 @@
+"""RenderRequest: one manifest row, and every rule about a row that holds for any model; resolve() adds the model's.
+
+A rule stands in one place and says value, rule and fix. Below this module a request is trusted.
+"""
+
+import datetime
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from wan_ray.errors import RequestError
+from wan_ray.variants import TASK_DEFAULTS, Solver, Task, Variant
+
+MAX_PROMPT_CHARS = 5000
+MAX_SIDE = 16384  # the rotary table has 1024 positions of 16 pixels per axis
+MAX_FRAMES = 4093  # 1024 latent frames
+MAX_SEED = 2**63 - 1
+
+T = TypeVar("T")
+Media = str | bytes
+MEDIA_FIELDS = ("image", "last_image", "control_video", "mask_video", "reference_images")
+_MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (must have, may have)
+    "t2v": ((), ()),
+    "t2i": ((), ()),
+    "i2v": (("image",), ()),
+    "flf2v": (("image", "last_image"), ()),
+    "vace": ((), ("control_video", "mask_video", "reference_images")),
+}
+# Names other Wan2.1 tools use for our columns.
+_FOREIGN_NAMES = {
+    "frame_num": "num_frames",
+    "sample_steps": "num_inference_steps",
+    "sampling_steps": "num_inference_steps",
+    "steps": "num_inference_steps",
+    "sample_shift": "flow_shift",
+    "shift": "flow_shift",
+    "sample_guide_scale": "guidance_scale",
+    "guide_scale": "guidance_scale",
+    "n_prompt": "negative_prompt",
+    "base_seed": "seed",
+    "sample_solver": "solver",
+    "src_video": "control_video",
+    "src_mask": "mask_video",
+    "src_ref_images": "reference_images",
+    "first_frame": "image",
+    "last_frame": "last_image",
+}
+
+
+def _multiple_of_16(value: int) -> int:
+    if value % 16:
+        low = value // 16 * 16
+        choices = f"{low} or {low + 16}" if low else "16"
+        raise ValueError(f"{value} is not a multiple of 16; use {choices}")
+    return value
+
+
+def _four_n_plus_one(value: int) -> int:
+    if value % 4 != 1:
+        low = (value - 1) // 4 * 4 + 1
+        choices = f"{low} or {low + 4}" if low > 0 else "1 or 5"
+        raise ValueError(f"{value} is not 4n+1, the VAE's step in time; use {choices}")
+    return value
+
+
+def _readable_text(value: str) -> str:
+    if len(value) > MAX_PROMPT_CHARS:
+        raise ValueError(
+            f"{len(value)} characters are more than {MAX_PROMPT_CHARS}; the text encoder reads 512 tokens, "
+            "about 2000 characters of English: shorten it"
+        )
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError(f"{value!r} has no text; describe the clip in words")
+    return value
+
+
+def _sound_id(value: str) -> str:
+    if not value.strip() or len(value) > 500 or any(ord(c) < 32 for c in value):
+        raise ValueError(f"{value[:40]!r} must be 1 to 500 characters without control characters")
+    return value
+
+
+def _map_of_strings(value: object) -> object:
+    """Arrow hands a map over as pairs and a struct with null for keys that other rows have."""
+    if isinstance(value, list | tuple):
+        value = dict(value)
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+class RenderRequest(BaseModel):
+    """What to render. None means: the default of the task and model.
+
+    width and height are pixels of the result, fps is frames per second of the file and changes no pixel,
+    seed draws the noise. Rules broken raise pydantic's ValidationError; parse_row turns it into RequestError.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str | None = None
+    task: Task = "t2v"
+    prompt: str
+    negative_prompt: str | None = None
+    width: int | None = Field(None, ge=16, le=MAX_SIDE)
+    height: int | None = Field(None, ge=16, le=MAX_SIDE)
+    num_frames: int | None = Field(None, ge=1, le=MAX_FRAMES)
+    fps: float | None = Field(None, gt=0, le=240)
+    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    flow_shift: float | None = Field(None, gt=0, le=100)
+    solver: Solver | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    image: Media | None = None
+    last_image: Media | None = None
+    control_video: Media | None = None
+    mask_video: Media | None = None
+    reference_images: list[Media] | None = None
+    context_scale: float | None = Field(None, ge=0, le=10)
+    extend_prompt: bool = False
+    labels: Annotated[dict[str, str], BeforeValidator(_map_of_strings)] = {}
+
+    @model_validator(mode="after")
+    def _rules(self) -> "RenderRequest":
+        checks = (
+            ("id", self.id, _sound_id),
+            ("prompt", self.prompt, _not_blank),
+            ("prompt", self.prompt, _readable_text),
+            ("negative_prompt", self.negative_prompt, _readable_text),
+            ("width", self.width, _multiple_of_16),
+            ("height", self.height, _multiple_of_16),
+            ("num_frames", self.num_frames, _four_n_plus_one),
+        )
+        broken = []
+        for field, value, rule in checks:
+            try:
+                if value is not None:
+                    rule(value)  # type: ignore[operator]
+            except ValueError as error:
+                broken.append(f"{field}: {error}")
+        broken += self._task_rules()
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
+    def _task_rules(self) -> list[str]:
+        broken = []
+        if (self.width is None) != (self.height is None):
+            broken.append(f"width={self.width}, height={self.height}: give both or neither")
+        if self.task == "t2i" and self.num_frames not in (None, 1):
+            broken.append(f"num_frames: {self.num_frames} for task 't2i', which renders 1; use task 't2v' for a clip")
+        if self.task != "t2i" and self.num_frames == 1:
+            broken.append(f"num_frames: 1 for task {self.task!r}; use task 't2i' for an image, or 5 or more")
+        if self.context_scale is not None and self.task != "vace":
+            broken.append(f"context_scale: only task 'vace' has one, not {self.task!r}; leave it empty")
+        required, optional = _MEDIA_OF[self.task]
+        given = [f for f in MEDIA_FIELDS if getattr(self, f)]
+        broken += [f"{f}: task {self.task!r} needs one" for f in required if f not in given]
+        broken += [
+            f"{f}: task {self.task!r} takes none; leave it empty or change the task"
+            for f in given
+            if f not in (*required, *optional)
+        ]
+        return broken
+
+
+FIELDS = tuple(RenderRequest.model_fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRequest:
+    """A request with every default filled in for one model; nothing about it is open any more."""
+
+    id: str
+    task: Task
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    num_inference_steps: int
+    guidance_scale: float
+    flow_shift: float
+    solver: Solver
+    seed: int
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedRow:
+    """A manifest row: its request, and the columns that are not ours as JSON values."""
+
+    request: RenderRequest
+    extra: Mapping[str, JsonValue]
+
+
+def parse_row(row: Mapping[str, object], defaults: Mapping[str, object] | None = None) -> ParsedRow:
+    """The request in a row; columns that are null take `defaults`; RequestError names every broken rule.
+
+    Without an id the row gets a hash of its own content, so the same row has the same id anywhere.
+    """
+    check_columns(row)
+    given = {k: v for k, v in row.items() if not _is_null(v)}
+    fields = {k: v for k, v in given.items() if k in FIELDS}
+    fields = {**(defaults or {}), **fields}
+    fields.setdefault("id", content_id(given))
+    try:
+        return ParsedRow(request=RenderRequest.model_validate(fields), extra=extra_values(row))
+    except ValidationError as error:
+        raise RequestError("; ".join(_in_words(e) for e in error.errors())) from None
+
+
+def check_columns(columns: Mapping[str, object] | list[str]) -> None:
+    """Raise RequestError for a column that looks like one of ours, misspelt; others travel on into the index."""
+    for column in columns:
+        if column in FIELDS:
+            continue
+        near = difflib.get_close_matches(column.lower(), FIELDS, n=1, cutoff=0.8)
+        meant = _FOREIGN_NAMES.get(column) or (near[0] if near and near[0][0] == column[:1].lower() else None)
+        if meant:
+            raise RequestError(f"column {column!r} is not known; did you mean {meant!r}? Rename it")
+
+
+def extra_values(row: Mapping[str, object]) -> dict[str, JsonValue]:
+    """The columns of a row that are not ours, as JSON values."""
+    return {k: _jsonable(v) for k, v in row.items() if k not in FIELDS}
+
+
+def content_id(row: Mapping[str, object]) -> str:
+    """16 hex digits that depend on the row's non-null content alone."""
+    canonical = json.dumps({k: _jsonable(v) for k, v in row.items()}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def seed_from_id(request_id: str) -> int:
+    """A seed below 2**53 (exact in JSON) that depends on the id alone."""
+    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") >> 11
+
+
+def resolve(request: RenderRequest, variant: Variant) -> ResolvedRequest:
+    """Fill in what the task and the model decide; RequestError when this model cannot render it."""
+    if request.task not in variant.tasks:
+        raise RequestError(
+            f"task: {request.task!r} is not one of {variant.name}'s, which are {', '.join(variant.tasks)}"
+        )
+    if request.extend_prompt:
+        raise RequestError("extend_prompt: true, but no prompt extender is configured; extend the prompts beforehand")
+    default = TASK_DEFAULTS[request.task]
+    width, height = request.width or variant.sizes[0][0], request.height or variant.sizes[0][1]
+    if width * height > variant.max_pixels:
+        raise RequestError(
+            f"width={width}, height={height}: {width * height} pixels are more than {variant.name}'s "
+            f"{variant.max_pixels}; use one of {_sizes(variant)}"
+        )
+    request_id = request.id or content_id(request.model_dump(exclude_none=True))
+    return ResolvedRequest(
+        id=request_id,
+        task=request.task,
+        prompt=request.prompt,
+        negative_prompt=_or(request.negative_prompt, default.negative_prompt),
+        width=width,
+        height=height,
+        num_frames=_or(request.num_frames, default.num_frames),
+        fps=_or(request.fps, default.fps),
+        num_inference_steps=_or(request.num_inference_steps, default.num_inference_steps),
+        guidance_scale=_or(request.guidance_scale, default.guidance_scale),
+        flow_shift=_or(request.flow_shift, default.flow_shift),
+        solver=request.solver or default.solver,
+        seed=_or(request.seed, seed_from_id(request_id)),
+        labels=request.labels,
+    )
+
+
+def warnings_for(request: ResolvedRequest, variant: Variant) -> list[str]:
+    """What is allowed but outside of what the model was trained for."""
+    found = []
+    if (request.width, request.height) not in variant.sizes and variant.architecture is not None:
+        found.append(f"size {request.width}x{request.height} is outside {variant.name}'s trained {_sizes(variant)}")
+    if request.num_frames > 81:
+        found.append(f"num_frames {request.num_frames} is more than the 81 that Wan2.1 was trained on")
+    return found
+
+
+def _sizes(variant: Variant) -> str:
+    return ", ".join(f"{w}x{h}" for w, h in variant.sizes)
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _is_null(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _jsonable(value: Any) -> JsonValue:
+    if _is_null(value):
+        return None
+    if isinstance(value, bool | int | float | str):
+        return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, bytes):
+        return f"sha256:{hashlib.sha256(value).hexdigest()}"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return _jsonable(value.item()) if hasattr(value, "item") else str(value)
+
+
+def _in_words(error: Any) -> str:
+    field = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return f"{field}: missing; every row needs one"
+    return f"{field}: {str(error['input'])[:80]!r} is not accepted: {error['msg']}"

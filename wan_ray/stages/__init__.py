@@ -1,0 +1,1 @@
+"""The path of a row: read -> encode -> denoise -> decode -> publish. A stage takes an item and returns an item."""

@@ -1,0 +1,82 @@
+"""StageLoader: from a config to loaded stages, the same in one process and in a cluster's workers."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from wan_ray.config import ModelSection, VideoSection
+from wan_ray.errors import CheckpointError, ConfigError
+from wan_ray.model.checkpoint import Checkpoint, find_checkpoint
+from wan_ray.stages.decode import DecodeStage
+from wan_ray.stages.denoise import DenoiseStage
+from wan_ray.stages.encode import EncodeStage
+from wan_ray.storage.staging import stage_checkpoint
+from wan_ray.variants import VARIANTS, DiTArchitecture, get_variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLoader:
+    """A recipe small enough to travel; each method loads one stage where it is called."""
+
+    model: ModelSection
+    video: VideoSection = VideoSection()
+
+    @property
+    def device(self) -> torch.device:
+        """ConfigError when a GPU is asked for and there is none."""
+        wanted = self.model.device
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("model.device='cuda', but no GPU is visible here; use 'auto' or reserve num_gpus")
+        return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """bfloat16 on a GPU and float32 on a CPU, where bfloat16 is ten times slower, unless the config says."""
+        if self.model.dtype == "auto":
+            return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        return getattr(torch, self.model.dtype)
+
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint on this node; CheckpointError says what it lacks."""
+        section = self.model
+        companions = section.companions and stage_checkpoint(section.companions, section.cache_dir)
+        return find_checkpoint(stage_checkpoint(section.checkpoint, section.cache_dir), companions)
+
+    def check(self) -> None:
+        """Raise CheckpointError when the weights lack a tensor or are another variant's; loads no weights."""
+        checkpoint = self.checkpoint()
+        check_variant(self.model.variant, checkpoint.check())
+
+    def encode(self) -> EncodeStage:
+        """The text encoder's stage."""
+        return EncodeStage.load(self.checkpoint(), dtype=self.dtype, device=self.device)
+
+    def denoise(self) -> DenoiseStage:
+        """The DiT's stage; CheckpointError when the weights are another model's than the config says."""
+        stage = DenoiseStage.load(self.checkpoint(), dtype=self.dtype, device=self.device)
+        check_variant(self.model.variant, stage.model.architecture)
+        return stage
+
+    def decode(self) -> DecodeStage:
+        """The VAE's stage."""
+        return DecodeStage.load(self.checkpoint(), device=self.device, video=self.video)
+
+
+def check_variant(name: str, found: DiTArchitecture) -> None:
+    """Raise CheckpointError when a DiT of these sizes is not the variant of that name."""
+    wanted = get_variant(name).architecture
+    if wanted is None or wanted == found:
+        return
+    differing = [
+        f"{f.name} {getattr(found, f.name)} instead of {getattr(wanted, f.name)}"
+        for f in dataclasses.fields(found)
+        if getattr(found, f.name) != getattr(wanted, f.name)
+    ]
+    hint = f"; it looks like {variant_of(found)!r}" if variant_of(found) != "debug" else ""
+    raise CheckpointError(f"the checkpoint is not model.variant={name!r}: {', '.join(differing)}{hint}")
+
+
+def variant_of(architecture: DiTArchitecture) -> str:
+    """Name of the released model of these sizes, else "debug"."""
+    return next((v.name for v in VARIANTS.values() if v.architecture == architecture), "debug")

@@ -1,0 +1,132 @@
+"""Read: manifest rows become items; a row that breaks a rule becomes a failed item. plan_manifest looks at all rows."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from wan_ray.config import RenderConfig
+from wan_ray.errors import ConfigError, RequestError
+from wan_ray.request import (
+    FIELDS,
+    ResolvedRequest,
+    check_columns,
+    content_id,
+    extra_values,
+    parse_row,
+    resolve,
+    warnings_for,
+)
+from wan_ray.stages.items import Item
+from wan_ray.storage.manifest import Manifest
+from wan_ray.storage.paths import file_stem
+
+Bucket = tuple[str, int, int, int, int]  # task, width, height, num_frames, num_inference_steps
+
+
+def read_row(row: Mapping[str, object], config: RenderConfig, *, number: int | None = None) -> Item:
+    """The item of a manifest row, failed at "read" if the row breaks a rule. number counts rows from 0."""
+    try:
+        parsed = parse_row(row, config.defaults)
+        request = resolve(parsed.request, config.variant)
+    except RequestError as error:
+        return refused(row, number, error)
+    return Item(
+        name=file_stem(request.id),
+        id=request.id,
+        row=number,
+        request=request,
+        prompt=parsed.request.prompt,
+        extra=parsed.extra,
+    )
+
+
+def refused(row: Mapping[str, object], number: int | None, error: RequestError) -> Item:
+    """A failed item for a row that cannot be rendered. Its name is its own, so that a mended row is a new one."""
+    place = "" if number is None else f"{number:08d}-"
+    row_id, prompt = row.get("id"), row.get("prompt")
+    return Item(
+        name=f"refused-{place}{content_id(row)}",
+        id=str(row_id) if row_id is not None else content_id(row),
+        row=number,
+        request=None,
+        prompt=prompt if isinstance(prompt, str) else None,
+        extra=extra_values(row),
+    ).failed("read", error)
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What a manifest asks for. names: record name by row number, of all rows. refused: the rows that break a rule.
+
+    buckets count rows by shape, which is what work they are; warnings count what is allowed but unusual.
+    """
+
+    names: list[str] = field(default_factory=list)
+    refused: list[Item] = field(default_factory=list)
+    buckets: Counter[Bucket] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
+    extra_columns: dict[str, str] = field(default_factory=dict)
+
+
+def plan_manifest(config: RenderConfig, *, limit: int | None = None) -> Plan:
+    """Check every row (the first `limit`), without any model; ConfigError when the manifest as a whole is wrong."""
+    manifest = open_manifest(config)
+    plan = Plan(extra_columns=_extra_columns(manifest))
+    first_row_of: dict[str, int] = {}
+    for number, row in manifest.rows():
+        if limit is not None and number >= limit:
+            break
+        item = read_row(row, config, number=number)
+        if item.request is not None and item.id in first_row_of:
+            repeated = f"id: {item.id!r} is row {first_row_of[item.id]}'s already; give every row another id"
+            item = refused(row, number, RequestError(repeated))
+        plan.names.append(item.name)
+        if item.request is None:
+            plan.refused.append(item)
+            continue
+        first_row_of[item.id] = number
+        plan.buckets[bucket_of(item.request)] += 1
+        plan.warnings.update(warnings_for(item.request, config.variant))
+    return plan
+
+
+def open_manifest(config: RenderConfig) -> Manifest:
+    """The config's manifest; ConfigError when there is none, or a column is a misspelt one of ours."""
+    if config.manifest is None:
+        raise ConfigError("no manifest: set manifest in the config or give --manifest")
+    manifest = Manifest(config.manifest)
+    try:
+        check_columns(manifest.schema.names)
+    except RequestError as error:
+        raise ConfigError(f"manifest {config.manifest!r}: {error}") from None
+    if "prompt" not in manifest.schema.names:
+        raise ConfigError(f"manifest {config.manifest!r} has no column 'prompt'; it has {manifest.schema.names}")
+    return manifest
+
+
+def read_pending(
+    rows: Iterable[tuple[int, Mapping[str, object]]], config: RenderConfig, pending: bytes
+) -> Iterator[Item]:
+    """Items of the rows to render: those whose byte in pending, by row number, is 1. The plan has found them sound."""
+    for number, row in rows:
+        if number >= len(pending):
+            return
+        if pending[number]:
+            yield read_row(row, config, number=number)
+
+
+def bucket_of(request: ResolvedRequest) -> Bucket:
+    """Rows of one bucket are the same work."""
+    return (request.task, request.width, request.height, request.num_frames, request.num_inference_steps)
+
+
+def _extra_columns(manifest: Manifest) -> dict[str, str]:
+    """Columns that are not ours and what the index stores them as; nested values become JSON text."""
+    tests = (("bool", pa.types.is_boolean), ("int", pa.types.is_integer), ("float", pa.types.is_floating))
+    return {
+        column.name: next((kind for kind, test in tests if test(column.type)), "str")
+        for column in manifest.schema
+        if column.name not in FIELDS
+    }

@@ -1,0 +1,187 @@
+"""The index: Parquet files with one row per record, for people and training jobs. Records decide; this follows."""
+
+import io
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import JsonValue
+
+from wan_ray.errors import ConfigError, StorageError
+from wan_ray.storage.blob import Store, failing_as
+from wan_ray.storage.paths import INDEX
+from wan_ray.storage.records import Record
+
+logger = logging.getLogger(__name__)
+
+_STAGES = ("encode", "denoise", "decode", "publish")
+_TEXTS = pa.map_(pa.string(), pa.string())
+_FIXED = pa.schema(
+    {
+        "record": pa.string(),
+        "row": pa.int64(),
+        "id": pa.string(),
+        "status": pa.string(),
+        "error_type": pa.string(),
+        "error_stage": pa.string(),
+        "error_message": pa.string(),
+        "task": pa.string(),
+        "prompt": pa.string(),
+        "prompt_as_run": pa.string(),
+        "negative_prompt": pa.string(),
+        "width": pa.int64(),
+        "height": pa.int64(),
+        "num_frames": pa.int64(),
+        "fps": pa.float64(),
+        "num_inference_steps": pa.int64(),
+        "guidance_scale": pa.float64(),
+        "flow_shift": pa.float64(),
+        "solver": pa.string(),
+        "seed": pa.int64(),
+        "context_scale": pa.float64(),
+        "labels": _TEXTS,
+        "clip": pa.string(),
+        "sha256": pa.string(),
+        "size_bytes": pa.int64(),
+        **{f"seconds_{stage}": pa.float64() for stage in _STAGES},
+        "weights": _TEXTS,
+        "versions": _TEXTS,
+        "variant": pa.string(),
+        "run_id": pa.string(),
+        "created_at": pa.string(),
+    }
+)
+_EXTRA_TYPES = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "str": pa.string()}
+
+
+class IndexWriter:
+    """Appends records to the index, part by part; owned by whoever drives the run, who closes it (or uses `with`).
+
+    extra_columns gives the manifest's other columns and the type of each: int, float, bool or str, where str also takes
+    lists and objects, as JSON. A part is written when flush_rows are waiting, when an append finds the first of them
+    older than flush_interval_s, and at close. A part that cannot be written raises StorageError and keeps its rows.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run_id: str,
+        extra_columns: Mapping[str, str],
+        *,
+        flush_rows: int = 1000,
+        flush_interval_s: float = 60.0,
+    ) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._columns = _columns_of_extras(extra_columns)
+        types = [(self._columns[name], _EXTRA_TYPES[kind]) for name, kind in extra_columns.items()]
+        self._schema = pa.schema([*_FIXED, *(pa.field(*column) for column in types)])
+        self._flush_rows = flush_rows
+        self._flush_interval_s = flush_interval_s
+        self._waiting: list[dict[str, object]] = []
+        self._first_at = 0.0
+        self._num_parts = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, record: Record) -> None:
+        """Adds one row. An extra without a column, or of another type, stays in the record only, and is logged."""
+        if not self._waiting:
+            self._first_at = time.monotonic()
+        row = _fixed_values(record)
+        for name, value in record.extra.items():
+            column = self._columns.get(name)
+            if column is None:
+                logger.warning("record=%s has an extra %r that is no column of this run's index", record.name, name)
+            else:
+                row[column] = _extra_value(value, self._schema.field(column).type, f"{record.name}: {name}")
+        self._waiting.append(row)
+        if len(self._waiting) >= self._flush_rows or time.monotonic() - self._first_at >= self._flush_interval_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the waiting rows as one part, if there are any."""
+        if not self._waiting:
+            return
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema), buffer)
+        self._store.put(f"{INDEX}/part-{self._run_id}-{self._num_parts:05d}.parquet", buffer.getvalue())
+        self._num_parts += 1
+        self._waiting = []
+
+    def close(self) -> None:
+        """Writes what is waiting."""
+        self.flush()
+
+
+def indexed_names(store: Store) -> set[str]:
+    """Names of the records that have a row in the index; reads that column only."""
+    return {
+        name for key in _part_keys(store) for name in _read_part(store, key, columns=["record"])["record"].to_pylist()
+    }
+
+
+def indexed_statuses(store: Store) -> dict[str, str]:
+    """Status ("ok" or "failed") of the records that have a row in the index, by name; reads two columns only."""
+    parts = (_read_part(store, key, columns=["record", "status"]) for key in _part_keys(store))
+    return {row["record"]: row["status"] for part in parts for row in part.to_pylist()}
+
+
+def read_index(store: Store) -> pa.Table:
+    """The whole index; a column that some parts lack is null there, an int column that others have as float is float.
+
+    StorageError when parts disagree beyond that. Without any part: no rows, the fixed columns.
+    """
+    tables = [_read_part(store, key) for key in _part_keys(store)]
+    with failing_as(StorageError, f"the parts of {store.location(INDEX)!r} disagree about a column"):
+        return pa.concat_tables([_FIXED.empty_table(), *tables], promote_options="permissive")
+
+
+def _part_keys(store: Store) -> list[str]:
+    return [f"{INDEX}/{name}" for name in store.names(INDEX) if name.endswith(".parquet")]
+
+
+def _read_part(store: Store, key: str, columns: list[str] | None = None) -> pa.Table:
+    with failing_as(StorageError, f"cannot read the index part {store.location(key)!r}"), store.open(key) as file:
+        return pq.ParquetFile(file).read(columns)
+
+
+def _columns_of_extras(extra_columns: Mapping[str, str]) -> dict[str, str]:
+    """Index column per extra: its own name, or manifest.<name> where that is a column of ours."""
+    taken = {*_FIXED.names, *extra_columns}
+    columns = {}
+    for name, kind in extra_columns.items():
+        if kind not in _EXTRA_TYPES:
+            raise ConfigError(f"column {name!r} has type {kind!r}; an index column is one of {', '.join(_EXTRA_TYPES)}")
+        column = name
+        if name in _FIXED.names:
+            while column in taken:
+                column = f"manifest.{column}"
+            taken.add(column)
+        columns[name] = column
+    return columns
+
+
+def _fixed_values(record: Record) -> dict[str, object]:
+    values = record.model_dump(exclude={"name", "extra", "seconds", "labels", "weights", "versions"})
+    seconds = {f"seconds_{stage}": record.seconds.get(stage) for stage in _STAGES}
+    maps = {"labels": record.labels, "weights": record.weights, "versions": record.versions}
+    return {"record": record.name, **values, **seconds, **{name: list(map.items()) for name, map in maps.items()}}
+
+
+def _extra_value(value: JsonValue, type: pa.DataType, where: str) -> object:
+    if value is not None and pa.types.is_string(type) and not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    try:
+        return pa.scalar(value, type).as_py()
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        logger.warning("%s does not fit its index column: %s", where, error)
+        return None

@@ -1,0 +1,99 @@
+"""The released Wan2.1 models, one line each, and what every task does when a row does not say. Plain data, no torch."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from wan_ray.errors import ConfigError
+
+Task = Literal["t2v", "t2i", "i2v", "flf2v", "vace"]
+Solver = Literal["unipc", "dpm++"]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+# Wan2.1 wan/configs/shared_config.py:19 and wan_i2v_14B.py:11 (9737cba): the models were tuned against these words.
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
+    "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDefaults:
+    """What a row of this task gets where it says nothing."""
+
+    num_frames: int = 81
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    flow_shift: float = 5.0
+    fps: float = 16.0
+    solver: Solver = "unipc"
+    negative_prompt: str = NEGATIVE_PROMPT
+
+
+TASK_DEFAULTS: dict[Task, TaskDefaults] = {
+    "t2v": TaskDefaults(),
+    "t2i": TaskDefaults(num_frames=1),
+    "i2v": TaskDefaults(num_inference_steps=40, negative_prompt="镜头晃动，" + NEGATIVE_PROMPT),
+    "flf2v": TaskDefaults(flow_shift=16.0, negative_prompt="镜头切换，镜头晃动，" + NEGATIVE_PROMPT),
+    "vace": TaskDefaults(flow_shift=16.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTArchitecture:
+    """Sizes of a denoiser; head width is dim / num_heads."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 4096
+    frequency_dim: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One released model: the tasks it renders, the sizes (width, height) it was trained at, default first.
+
+    max_pixels bounds width x height of a row. architecture is None where any will do.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    sizes: tuple[tuple[int, int], ...]
+    max_pixels: int
+    architecture: DiTArchitecture | None
+
+
+_SMALL = DiTArchitecture(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+_LARGE = DiTArchitecture(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+_TEXT: tuple[Task, ...] = ("t2v", "t2i")
+_480P = ((832, 480), (480, 832))
+_720P = ((1280, 720), (720, 1280))
+_HD, _FULL_HD = 1280 * 720, 1920 * 1088
+
+VARIANTS: dict[str, Variant] = {
+    v.name: v
+    for v in (
+        Variant(name="t2v-1.3B", tasks=_TEXT, sizes=_480P, max_pixels=_HD, architecture=_SMALL),
+        Variant(
+            name="t2v-14B",
+            tasks=_TEXT,
+            sizes=(*_720P, *_480P, (1024, 1024)),
+            max_pixels=_FULL_HD,
+            architecture=_LARGE,
+        ),
+        # Any sizes and any architecture: tiny random models for demos and tests.
+        Variant(name="debug", tasks=_TEXT, sizes=((160, 96),), max_pixels=_FULL_HD, architecture=None),
+    )
+}
+
+
+def get_variant(name: str) -> Variant:
+    """The variant of that name; ConfigError lists the names there are."""
+    try:
+        return VARIANTS[name]
+    except KeyError:
+        raise ConfigError(f"model.variant={name!r} is not known; use one of {', '.join(VARIANTS)}") from None
