@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from wan_ray.config import RenderConfig, load_config
 from wan_ray.errors import ConfigError, WanRayError
@@ -122,7 +123,7 @@ def _render(options: argparse.Namespace) -> int:
     return SOME_FAILED if summary.failed else OK
 
 
-def _print_invalid(plan: Plan, stream: object) -> None:
+def _print_invalid(plan: Plan, stream: TextIO) -> None:
     if plan.refused:
         print("\ninvalid rows (counted from 0):", file=stream)
     for item in plan.refused[:_SHOWN_ERRORS]:

@@ -7,6 +7,7 @@
       RequestError           the row's own fault: recorded, never retried
       StageError             a stage failed on a sound row: recorded with its stage; may be retried
       StorageError           the output or input store refused or failed
+      RunStoppedError        a run ended before its last row; what has a record stays, the same call goes on
 
 Each takes one message, so that it survives pickling between processes.
 """
@@ -38,3 +39,7 @@ class StageError(WanRayError):
 
 class StorageError(WanRayError):
     """Reading or writing files failed."""
+
+
+class RunStoppedError(WanRayError):
+    """A run ended before its last row; the same call goes on from there."""

@@ -1,10 +1,7 @@
 """What lies in an output folder: counts, failures by cause, and a contact sheet of its clips."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-from pydantic import JsonValue
 
 from wan_ray.errors import StorageError
 from wan_ray.media.contact_sheet import SheetEntry, contact_sheet
@@ -13,7 +10,7 @@ from wan_ray.storage.blob import Store
 from wan_ray.storage.index import read_index
 from wan_ray.storage.paths import CONTACT_SHEET
 from wan_ray.storage.records import Record, RecordStore
-from wan_ray.storage.runs import read_runs
+from wan_ray.storage.runs import RunEntry, read_runs
 
 MAX_SHEET_CLIPS = 24
 
@@ -27,7 +24,7 @@ class Status:
     ok: int
     failed: int
     failures: Counter[tuple[str, str, str]]
-    last_run: Mapping[str, JsonValue]
+    last_run: RunEntry
 
 
 def status(output: str) -> Status:

@@ -1,8 +1,10 @@
 """Connecting to Ray: the cluster this process belongs to, the one that is running, or one of its own."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -21,12 +23,12 @@ def connected(address: str) -> Iterator[None]:
         yield
         return
     own = address == "local" or (address == "auto" and "RAY_ADDRESS" not in os.environ)
-    options = {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1)} if address == "local" else {}
+    options: dict[str, Any] = {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1)} if address == "local" else {}
     try:
         ray.init(
             address=None if address == "auto" else address,
             include_dashboard=False if own else None,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             **options,
         )
     except ConnectionError as error:

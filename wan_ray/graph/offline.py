@@ -11,12 +11,24 @@ from typing import Any, Protocol
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from ray.exceptions import RayError
 
 from wan_ray.config import RenderConfig, StageSection
-from wan_ray.errors import ConfigError
+from wan_ray.errors import ConfigError, RunStoppedError
 from wan_ray.graph.board import Board, Event
 from wan_ray.graph.cluster import connected
-from wan_ray.graph.operator import BoardHandle, Decode, Denoise, Encode, Publish, as_result, read_any, read_shard
+from wan_ray.graph.operator import (
+    BoardHandle,
+    Decode,
+    Denoise,
+    Encode,
+    Publish,
+    UserRow,
+    as_result,
+    read_any,
+    read_shard,
+)
 from wan_ray.graph.placement import check_fit
 from wan_ray.stages.items import Item
 from wan_ray.stages.publish import PublishStage, package_versions
@@ -26,7 +38,7 @@ from wan_ray.storage.index import IndexWriter, indexed_statuses
 from wan_ray.storage.records import Record, RecordStore
 from wan_ray.storage.runs import write_run
 
-UserMap = Callable[[dict[str, Any]], dict[str, Any]]
+UserMap = Callable[[UserRow], UserRow]
 _READ_CPUS = 0.05
 _POLL_S = 0.5
 
@@ -59,8 +71,8 @@ class Summary:
 def render(config: RenderConfig, plan: Plan, *, observer: Observer) -> Summary:
     """Render every planned row that has no record yet; Ray is connected to only if there is one.
 
-    ConfigError when the cluster is too small; StorageError or Ray's errors when the run had to stop: what has a
-    record stays, and the same call goes on from there.
+    ConfigError when the cluster is too small; RunStoppedError when a worker could not start, the store failed or the
+    cluster was lost: what has a record stays, and the same call goes on from there.
     """
     if config.output is None:
         raise ConfigError("no output: set output in the config or give --output")
@@ -122,10 +134,12 @@ def build_processor(
 
     def process(dataset: Dataset) -> Dataset:
         rows = dataset.map(preprocess, num_cpus=_READ_CPUS) if preprocess else dataset
-        ended = _path(rows.map(read_any, fn_kwargs={"config": config}, num_cpus=_READ_CPUS), config, board=None)
+        read = rows.map(_for_ray(read_any), fn_kwargs={"config": config}, num_cpus=_READ_CPUS)
+        ended = _path(read, config, board=None)
         if config.output is not None:
             ended = _published(ended, config, board=None, run_id=run_id)
-        results = ended.map(as_result, fn_kwargs={"config": config, "run_id": run_id}, num_cpus=_READ_CPUS)
+        named = {"config": config, "run_id": run_id}
+        results = ended.map(_for_ray(as_result), fn_kwargs=named, num_cpus=_READ_CPUS)
         results = results.map(postprocess, num_cpus=_READ_CPUS) if postprocess else results
         return _configured(results, config)
 
@@ -145,11 +159,10 @@ def _new_records(
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     manifest = open_manifest(config)
     shards = ray.data.from_items([asdict(shard) for shard in manifest.shards()])
-    read = shards.flat_map(
-        read_shard, fn_kwargs={"manifest": manifest, "config": config, "pending": pending}, num_cpus=_READ_CPUS
-    )
+    named = {"manifest": manifest, "config": config, "pending": pending}
+    read = shards.flat_map(_for_ray(read_shard), fn_kwargs=named, num_cpus=_READ_CPUS)
     dataset = _configured(_published(_path(read, config, board), config, board, run_id), config)
-    with _watching(board, observer):
+    with _stopped_by_ray(), _watching(board, observer):
         for row in dataset.iter_rows():
             yield Record.model_validate_json(row["record"])
 
@@ -188,6 +201,24 @@ def _configured(dataset: Dataset, config: RenderConfig) -> Dataset:
     return dataset
 
 
+def _for_ray(function: Callable[..., object]) -> Any:
+    """The function, untyped: Ray's types know a function of the row alone, not one that also gets fn_kwargs."""
+    return function
+
+
+@contextmanager
+def _stopped_by_ray() -> Iterator[None]:
+    """Turn what Ray raises when it gives up into RunStoppedError with the first cause."""
+    try:
+        yield
+    except (RayError, SystemException, ExecutionTimeoutError) as error:
+        cause: BaseException = error
+        while isinstance(deeper := getattr(cause, "cause", None) or cause.__cause__, BaseException):
+            cause = deeper
+        reason = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
+        raise RunStoppedError(f"the run stopped: {reason}") from error
+
+
 @contextmanager
 def _watching(board: BoardHandle, observer: Observer) -> Iterator[None]:
     """Carry the board's events to the observer while the block runs, and once more at its end."""
@@ -198,7 +229,7 @@ def _watching(board: BoardHandle, observer: Observer) -> Iterator[None]:
             last = ended.wait(_POLL_S)
             try:
                 observer.tick(*ray.get(board.fetch.remote(), timeout=10))
-            except ray.exceptions.RayError:  # the run itself reports a lost cluster
+            except RayError:  # the run itself reports a lost cluster
                 return
             if last:
                 return

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 # Ray types an actor method as a plain function, without `.remote`: hence Any.
 BoardHandle = Any
+UserRow = dict[str, Any]  # as Ray Data types a row
 
 
 class Stage:
@@ -99,18 +100,18 @@ class Publish:
         return {"record": record.model_dump_json()}
 
 
-def read_shard(shard: Mapping[str, Any], *, manifest: Manifest, config: RenderConfig, pending: bytes) -> Iterator[Row]:
+def read_shard(shard: UserRow, *, manifest: Manifest, config: RenderConfig, pending: bytes) -> Iterator[UserRow]:
     """Rows of the manifest's shard that are pending, as items."""
     for item in read_pending(manifest.rows([Shard(**shard)]), config, pending):
-        yield item.to_row()
+        yield dict(item.to_row())
 
 
-def read_any(row: Mapping[str, Any], *, config: RenderConfig) -> Row:
+def read_any(row: UserRow, *, config: RenderConfig) -> UserRow:
     """A row of a user's dataset as an item, failed if it breaks a rule."""
-    return read_row(row, config).to_row()
+    return dict(read_row(row, config).to_row())
 
 
-def as_result(row: Mapping[str, Any], *, config: RenderConfig, run_id: str) -> dict[str, Any]:
+def as_result(row: UserRow, *, config: RenderConfig, run_id: str) -> UserRow:
     """What a user's dataset gets back: a record's fields, the row's other columns, and unpublished clips as bytes."""
     if "record" in row:
         record, clip = Record.model_validate_json(row["record"]), None

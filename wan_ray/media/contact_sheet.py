@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -206,11 +207,15 @@ def _drawable(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
 def _fonts(size: int) -> list[ImageFont.FreeTypeFont]:
     """Pillow's own Latin font, which is always there, then what Chinese ones this machine has, _FINE times `size`."""
     found = [ImageFont.truetype(path, size * _FINE, index) for path, index in _CJK_FONTS if Path(path).exists()]
-    return [ImageFont.load_default(size * _FINE), *found]
+    return [cast(ImageFont.FreeTypeFont, ImageFont.load_default(size * _FINE)), *found]
 
 
 def _without_missing(text: str, font: ImageFont.FreeTypeFont) -> str:
     """The text without the characters for which the font draws its placeholder box."""
-    box = bytes(font.getmask(_UNASSIGNED))
-    missing = {char for char in set(text) if not char.isspace() and bytes(font.getmask(char)) == box}
+    box = _pixels(font, _UNASSIGNED)
+    missing = {char for char in set(text) if not char.isspace() and _pixels(font, char) == box}
     return "".join(char for char in text if char not in missing)
+
+
+def _pixels(font: ImageFont.FreeTypeFont, text: str) -> bytes:
+    return bytes(cast(bytes, font.getmask(text)))  # Pillow's stubs do not know that its core images are buffers

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import imageio_ffmpeg
 import numpy as np
@@ -63,8 +63,9 @@ def encode_mp4(
     # ffmpeg's words go to a file: it never has to wait until someone reads them.
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
+        stdin = cast(BinaryIO, process.stdin)
         try:
-            num_frames, all_taken = _feed(process.stdin, chunks, (height, width, 3))
+            num_frames, all_taken = _feed(stdin, chunks, (height, width, 3))
             if all_taken and num_frames == 0:
                 raise StageError(f"{path.name!r} got no frames; a video needs at least one")
             if process.wait() != 0 or not all_taken:
@@ -77,7 +78,7 @@ def encode_mp4(
             raise
         finally:
             with suppress(BrokenPipeError):
-                process.stdin.close()
+                stdin.close()
     return num_frames
 
 
@@ -143,7 +144,7 @@ def _feed(stdin: BinaryIO, chunks: Iterable[np.ndarray], frame_shape: tuple[int,
                 f"{', '.join(map(str, frame_shape))}]"
             )
         try:
-            stdin.write(np.ascontiguousarray(chunk))
+            stdin.write(np.ascontiguousarray(chunk).data)
         except BrokenPipeError:
             return num_frames, False
         num_frames += len(chunk)

@@ -1,6 +1,7 @@
 """The Wan2.1 denoiser. Letters: B batch, C channels, T H W latent frames, rows, columns, N tokens, D width."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -79,10 +80,9 @@ class DiT(nn.Module):
 
         The text is padded with zeros to 512 tokens that are attended to, as the model was trained.
         """
-        weight = self.text_embedding[0].weight
-        padded = F.pad(context_LD.to(weight), (0, 0, 0, TEXT_LENGTH - context_LD.shape[0]))
+        padded = F.pad(context_LD.to(self.patch_embedding.weight), (0, 0, 0, TEXT_LENGTH - context_LD.shape[0]))
         embedded = self.text_embedding(padded[None])
-        return [block.cross_attn.keys_values(embedded) for block in self.blocks]
+        return [block.cross_attn.keys_values(embedded) for block in cast(Iterable[Block], self.blocks)]
 
     def forward(self, latents_BCTHW: Tensor, timestep: int, context: Context) -> Tensor:
         """Velocity, float32, of the shape of the latents; rows and columns must be even."""

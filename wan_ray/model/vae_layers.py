@@ -4,7 +4,7 @@ Clips come in chunks of frames, the first chunk being one frame, with channels l
 B: clips, C: channels, T: frames of the chunk, H, W: rows and columns at the layer's own scale, L: H * W tokens.
 """
 
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class CausalConv3d(nn.Conv3d):
         self.chunk_stride = [time_stride, 1, 1]
         self.chunk_padding = [0, kernel_size[1] // 2, kernel_size[2] // 2]
 
-    def forward(self, x_BCTHW: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: FeatureCache) -> Tensor:  # pyrefly: ignore[bad-override]
         """Frames [B, out_channels, T / time_stride, H, W]; leaves the frames that the next chunk needs in `cache`."""
         weight = self.weight
         if self.num_past_frames > 0:
@@ -111,8 +111,8 @@ class AttentionBlock(nn.Module):
         height, width = x_BCTHW.shape[3:]
         # The released 1x1 convolutions, as products over tokens: with channels last these are views.
         tokens_BTLC = self.norm(x_BCTHW).flatten(3).permute(0, 2, 3, 1)
-        qkv_BTLC = F.linear(tokens_BTLC, self.to_qkv.weight.flatten(1), self.to_qkv.bias).chunk(3, dim=-1)
-        attended_BTLC = F.scaled_dot_product_attention(*qkv_BTLC)
+        q, k, v = F.linear(tokens_BTLC, self.to_qkv.weight.flatten(1), self.to_qkv.bias).chunk(3, dim=-1)
+        attended_BTLC = F.scaled_dot_product_attention(q, k, v)
         projected_BTLC = F.linear(attended_BTLC, self.proj.weight.flatten(1), self.proj.bias)
         return x_BCTHW + projected_BTLC.permute(0, 3, 1, 2).unflatten(3, (height, width))
 
@@ -127,7 +127,7 @@ class Downsample(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, cache: FeatureCache) -> Tensor:
         """[B, C, T or T / 2, H / 2, W / 2]."""
-        conv = self.resample["1"]
+        conv = cast(nn.Conv2d, self.resample["1"])
         # The released padding is on the right and bottom only, which no padding argument can say.
         padded_BCTHW = F.pad(x_BCTHW, (0, 1, 0, 1))
         x_BCTHW = conv3d(padded_BCTHW, conv.weight.unsqueeze(2), conv.bias, stride=[1, 2, 2], padding=[0, 0, 0])
@@ -157,7 +157,7 @@ class Upsample(nn.Module):
             else:
                 # The first frame skips this layer, so the next ones see zeros in its place.
                 cache[self.time_conv] = torch.cat([torch.zeros_like(x_BCTHW)] * 2, dim=2)
-        conv = self.resample["1"]
+        conv = cast(nn.Conv2d, self.resample["1"])
         return conv3d(
             _interleaved_and_doubled(frames), conv.weight.unsqueeze(2), conv.bias, stride=[1, 1, 1], padding=[0, 1, 1]
         )

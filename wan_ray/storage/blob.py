@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import fsspec
 import fsspec.core
@@ -172,7 +172,7 @@ class _RemoteFiles:
         return True
 
     def open(self, key: str) -> BinaryIO:
-        return self._filesystem.open(self._path(key), "rb")
+        return cast(BinaryIO, self._filesystem.open(self._path(key), "rb"))
 
     def exists(self, key: str) -> bool:
         self._filesystem.invalidate_cache()

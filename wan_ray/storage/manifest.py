@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,7 +76,9 @@ class Manifest:
             )
         if self._filesystem.isfile(path):
             return [path]
-        files = sorted(file for file in self._filesystem.find(path) if _is_data(file.removeprefix(path)))
+        files = sorted(
+            file for file in cast(list[str], self._filesystem.find(path)) if _is_data(file.removeprefix(path))
+        )
         if not files:
             raise ConfigError(
                 f"manifest folder {self._source!r} has no file named *.parquet; put one there, or name a file"

@@ -3,13 +3,11 @@
 import json
 from collections.abc import Mapping
 
-from pydantic import JsonValue
-
 from wan_ray.errors import StorageError
 from wan_ray.storage.blob import Store
 from wan_ray.storage.paths import RUN
 
-RunEntry = Mapping[str, JsonValue]
+RunEntry = Mapping[str, object]
 
 
 def write_run(store: Store, entry: RunEntry) -> None:
