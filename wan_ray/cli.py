@@ -102,7 +102,7 @@ def _render(options: argparse.Namespace) -> int:
     from wan_ray.graph.offline import render
     from wan_ray.report import write_contact_sheet
     from wan_ray.storage.blob import Store
-    from wan_ray.storage.paths import CLIPS, INDEX
+    from wan_ray.storage.paths import CLIPS, CONTACT_SHEET, INDEX
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # after its import, which sets the level
     display = Display()
@@ -111,15 +111,16 @@ def _render(options: argparse.Namespace) -> int:
     finally:
         display.close()
     assert config.output is not None
-    sheet = write_contact_sheet(config.output)
     store = Store(config.output)
+    if summary.rendered:
+        write_contact_sheet(config.output)
     print(
         f"{summary.ok} of {len(plan.names)} rows have a clip, {summary.failed} failed; "
         f"rendered {summary.rendered} now in {summary.seconds:.0f} s, {summary.skipped} were done before"
     )
     print(f"clips          {store.location(CLIPS)}\nindex          {store.location(INDEX)}")
-    if sheet:
-        print(f"contact sheet  {sheet}")
+    if store.exists(CONTACT_SHEET):
+        print(f"contact sheet  {store.location(CONTACT_SHEET)}")
     return SOME_FAILED if summary.failed else OK
 
 

@@ -67,7 +67,7 @@ class VideoSection(_Section):
 
 
 class RenderConfig(_Section):
-    """A run. manifest and output are a local path or any fsspec URL; defaults fill what a row leaves empty.
+    """A run. manifest and output are a local path or any fsspec URL; defaults fill what a row leaves empty (num_frames not for t2i).
 
     no_progress_timeout_s ends a run in which nothing finished for so long: set it above one clip's time.
     ray_address is "auto" for the running cluster, "local" for one of this process's own.

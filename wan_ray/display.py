@@ -15,9 +15,9 @@ _QUIET_INTERVAL_S = 10.0  # between progress lines where nobody watches a termin
 class Display:
     """Writes to a stream; on a terminal the progress line stays at the bottom, elsewhere it comes every 10 s."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream
-        self._live = stream.isatty()
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
         self._lock = threading.Lock()
         self._num_rows = self._done = self._failed = 0
         self._started = self._last_line = time.monotonic()

@@ -45,16 +45,15 @@ def status(output: str) -> Status:
     )
 
 
-def write_contact_sheet(output: str) -> str | None:
-    """Draw the first clips of the output folder, in manifest order; its location, or None without any clip."""
+def write_contact_sheet(output: str) -> None:
+    """Draw the first clips of the output folder, in manifest order; nothing where there is no clip yet."""
     store = Store(output)
     index = read_index(store).select(["record", "row", "status"]).to_pylist()
     shown = sorted((row for row in index if row["status"] == "ok"), key=lambda row: (row["row"] is None, row["row"]))
     if not shown:
-        return None
+        return
     records = RecordStore(store).read_all([row["record"] for row in shown[:MAX_SHEET_CLIPS]])
     store.put(CONTACT_SHEET, contact_sheet([_entry(store, record) for record in records]))
-    return store.location(CONTACT_SHEET)
 
 
 def _entry(store: Store, record: Record) -> SheetEntry:

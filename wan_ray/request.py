@@ -4,7 +4,6 @@ A rule stands in one place and says value, rule and fix. Below this module a req
 """
 
 import datetime
-import difflib
 import hashlib
 import json
 import math
@@ -12,10 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
+from wan_ray.columns import misspelt
 from wan_ray.errors import RequestError
 from wan_ray.variants import TASK_DEFAULTS, Solver, Task, Variant
+from wan_ray.wording import in_words, shown
 
 MAX_PROMPT_CHARS = 5000
 MAX_SIDE = 16384  # the rotary table has 1024 positions of 16 pixels per axis
@@ -23,7 +33,6 @@ MAX_FRAMES = 4093  # 1024 latent frames
 MAX_SEED = 2**63 - 1
 
 T = TypeVar("T")
-Media = str | bytes
 MEDIA_FIELDS = ("image", "last_image", "control_video", "mask_video", "reference_images")
 _MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (must have, may have)
     "t2v": ((), ()),
@@ -31,25 +40,6 @@ _MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (m
     "i2v": (("image",), ()),
     "flf2v": (("image", "last_image"), ()),
     "vace": ((), ("control_video", "mask_video", "reference_images")),
-}
-# Names other Wan2.1 tools use for our columns.
-_FOREIGN_NAMES = {
-    "frame_num": "num_frames",
-    "sample_steps": "num_inference_steps",
-    "sampling_steps": "num_inference_steps",
-    "steps": "num_inference_steps",
-    "sample_shift": "flow_shift",
-    "shift": "flow_shift",
-    "sample_guide_scale": "guidance_scale",
-    "guide_scale": "guidance_scale",
-    "n_prompt": "negative_prompt",
-    "base_seed": "seed",
-    "sample_solver": "solver",
-    "src_video": "control_video",
-    "src_mask": "mask_video",
-    "src_ref_images": "reference_images",
-    "first_frame": "image",
-    "last_frame": "last_image",
 }
 
 
@@ -90,11 +80,39 @@ def _sound_id(value: str) -> str:
     return value
 
 
+def _text_of_number(value: object) -> object:
+    """Ids are often numbers, and whole floats where pandas met a null in the column."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number; give one")
+    return value
+
+
 def _map_of_strings(value: object) -> object:
     """Arrow hands a map over as pairs and a struct with null for keys that other rows have."""
     if isinstance(value, list | tuple):
+        if not all(isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in value):
+            raise ValueError(f"{shown(value)} is not a map of strings; give a map, a struct or pairs of key and value")
         value = dict(value)
     return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def _text_or_bytes(value: object) -> object:
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"{shown(value)} is neither text (a path or URL) nor bytes; give one of them")
+    return value
+
+
+Media = Annotated[str | bytes, BeforeValidator(_text_or_bytes)]
+Count = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Side = Annotated[Count, Field(ge=16, le=MAX_SIDE), AfterValidator(_multiple_of_16)]
+Frames = Annotated[Count, Field(ge=1, le=MAX_FRAMES), AfterValidator(_four_n_plus_one)]
 
 
 class RenderRequest(BaseModel):
@@ -104,50 +122,33 @@ class RenderRequest(BaseModel):
     seed draws the noise. Rules broken raise pydantic's ValidationError; parse_row turns it into RequestError.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    id: str | None = None
+    id: Annotated[str, BeforeValidator(_text_of_number), AfterValidator(_sound_id)] | None = None
     task: Task = "t2v"
-    prompt: str
-    negative_prompt: str | None = None
-    width: int | None = Field(None, ge=16, le=MAX_SIDE)
-    height: int | None = Field(None, ge=16, le=MAX_SIDE)
-    num_frames: int | None = Field(None, ge=1, le=MAX_FRAMES)
-    fps: float | None = Field(None, gt=0, le=240)
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
-    guidance_scale: float | None = Field(None, ge=0, le=100)
-    flow_shift: float | None = Field(None, gt=0, le=100)
+    prompt: Annotated[str, AfterValidator(_not_blank), AfterValidator(_readable_text)]
+    negative_prompt: Annotated[str, AfterValidator(_readable_text)] | None = None
+    width: Side | None = None
+    height: Side | None = None
+    num_frames: Frames | None = None
+    fps: Number | None = Field(None, gt=0, le=240)
+    num_inference_steps: Count | None = Field(None, ge=1, le=1000)
+    guidance_scale: Number | None = Field(None, ge=0, le=100)
+    flow_shift: Number | None = Field(None, gt=0, le=100)
     solver: Solver | None = None
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    seed: Count | None = Field(None, ge=0, le=MAX_SEED)
     image: Media | None = None
     last_image: Media | None = None
     control_video: Media | None = None
     mask_video: Media | None = None
     reference_images: list[Media] | None = None
-    context_scale: float | None = Field(None, ge=0, le=10)
+    context_scale: Number | None = Field(None, ge=0, le=10)
     extend_prompt: bool = False
     labels: Annotated[dict[str, str], BeforeValidator(_map_of_strings)] = {}
 
     @model_validator(mode="after")
-    def _rules(self) -> "RenderRequest":
-        checks = (
-            ("id", self.id, _sound_id),
-            ("prompt", self.prompt, _not_blank),
-            ("prompt", self.prompt, _readable_text),
-            ("negative_prompt", self.negative_prompt, _readable_text),
-            ("width", self.width, _multiple_of_16),
-            ("height", self.height, _multiple_of_16),
-            ("num_frames", self.num_frames, _four_n_plus_one),
-        )
-        broken = []
-        for field, value, rule in checks:
-            try:
-                if value is not None:
-                    rule(value)  # type: ignore[operator]
-            except ValueError as error:
-                broken.append(f"{field}: {error}")
-        broken += self._task_rules()
-        if broken:
+    def _fields_fit_the_task(self) -> "RenderRequest":
+        if broken := self._task_rules():
             raise ValueError("; ".join(broken))
         return self
 
@@ -173,6 +174,7 @@ class RenderRequest(BaseModel):
 
 
 FIELDS = tuple(RenderRequest.model_fields)
+_FIELD_SET = frozenset(FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,40 +206,53 @@ class ParsedRow:
 
 
 def parse_row(row: Mapping[str, object], defaults: Mapping[str, object] | None = None) -> ParsedRow:
-    """The request in a row; columns that are null take `defaults`; RequestError names every broken rule.
+    """The request in a row; columns that are null take `defaults`, as far as these fit the row's task.
 
-    Without an id the row gets a hash of its own content, so the same row has the same id anywhere.
+    RequestError names every field that breaks a rule, or where each is sound, the rules between them. Without an id
+    the row gets a hash of its own content, so the same row has the same id anywhere.
     """
     check_columns(row)
-    given = {k: v for k, v in row.items() if not _is_null(v)}
-    fields = {k: v for k, v in given.items() if k in FIELDS}
-    fields = {**(defaults or {}), **fields}
-    fields.setdefault("id", content_id(given))
+    given = {k: v for k, value in row.items() if k in _FIELD_SET and (v := _plain(value)) is not None}
+    extra = extra_values(row)
     try:
-        return ParsedRow(request=RenderRequest.model_validate(fields), extra=extra_values(row))
+        request = RenderRequest.model_validate({**_fitting(defaults, given), **given} if defaults else given)
     except ValidationError as error:
-        raise RequestError("; ".join(_in_words(e) for e in error.errors())) from None
+        raise RequestError("; ".join(map(in_words, error.errors()))) from None
+    if request.id is None:
+        own = request.model_dump(include=set(given), exclude_defaults=True)
+        request = request.model_copy(update={"id": content_id({**extra, **own})})
+    return ParsedRow(request=request, extra=extra)
+
+
+def _fitting(defaults: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """Without what means nothing to the row's task: a manifest may mix tasks, its defaults need not suit all."""
+    task = given.get("task", defaults.get("task", "t2v"))
+    needed, optional = _MEDIA_OF.get(task, ((), ()))  # type: ignore[arg-type]
+    unfit = {field for field in MEDIA_FIELDS if field not in (*needed, *optional)}
+    if task != "vace":
+        unfit.add("context_scale")
+    if (task == "t2i") != (defaults.get("num_frames") == 1):
+        unfit.add("num_frames")
+    return {k: v for k, v in defaults.items() if k not in unfit}
 
 
 def check_columns(columns: Mapping[str, object] | list[str]) -> None:
     """Raise RequestError for a column that looks like one of ours, misspelt; others travel on into the index."""
-    for column in columns:
-        if column in FIELDS:
-            continue
-        near = difflib.get_close_matches(column.lower(), FIELDS, n=1, cutoff=0.8)
-        meant = _FOREIGN_NAMES.get(column) or (near[0] if near and near[0][0] == column[:1].lower() else None)
-        if meant:
-            raise RequestError(f"column {column!r} is not known; did you mean {meant!r}? Rename it")
+    if found := misspelt(tuple(columns), FIELDS):
+        raise RequestError(f"column {found[0]!r} is not known; did you mean {found[1]!r}? Rename it")
 
 
 def extra_values(row: Mapping[str, object]) -> dict[str, JsonValue]:
     """The columns of a row that are not ours, as JSON values."""
-    return {k: _jsonable(v) for k, v in row.items() if k not in FIELDS}
+    return {k: _jsonable(v) for k, v in row.items() if k not in _FIELD_SET}
 
 
 def content_id(row: Mapping[str, object]) -> str:
-    """16 hex digits that depend on the row's non-null content alone."""
-    canonical = json.dumps({k: _jsonable(v) for k, v in row.items()}, sort_keys=True, ensure_ascii=False)
+    """16 hex digits that depend on the row's content alone, not on how a table held it.
+
+    Nulls count as absent and 81.0 as 81: a column becomes float, a struct gets a key, because of other rows.
+    """
+    canonical = json.dumps(_canonical(_jsonable(row)), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -259,9 +274,9 @@ def resolve(request: RenderRequest, variant: Variant) -> ResolvedRequest:
     if width * height > variant.max_pixels:
         raise RequestError(
             f"width={width}, height={height}: {width * height} pixels are more than {variant.name}'s "
-            f"{variant.max_pixels}; use one of {_sizes(variant)}"
+            f"{variant.max_pixels}; make it smaller, e.g. {_sizes(variant)}"
         )
-    request_id = request.id or content_id(request.model_dump(exclude_none=True))
+    request_id = request.id or content_id(request.model_dump(exclude_defaults=True))
     return ResolvedRequest(
         id=request_id,
         task=request.task,
@@ -298,30 +313,45 @@ def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _is_null(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+_PLAIN_TYPES = frozenset({type(None), str, int, bool, bytes, list, dict})
+_JSON_TYPES = frozenset({type(None), str, int, bool})
+
+
+def _plain(value: Any) -> Any:
+    """A value of numpy, pandas or Arrow as Python's own; NaN and their nulls as None."""
+    if type(value) in _PLAIN_TYPES:
+        return value
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(value)
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if hasattr(value, "as_py"):
+        return _plain(value.as_py())
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def _jsonable(value: Any) -> JsonValue:
-    if _is_null(value):
-        return None
-    if isinstance(value, bool | int | float | str):
-        return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+    value = _plain(value)
+    if type(value) in _JSON_TYPES:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return [_jsonable(v) for v in value]
     if isinstance(value, bytes):
         return f"sha256:{hashlib.sha256(value).hexdigest()}"
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
-    return _jsonable(value.item()) if hasattr(value, "item") else str(value)
+    return str(value)
 
 
-def _in_words(error: Any) -> str:
-    field = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    if error["type"] == "missing":
-        return f"{field}: missing; every row needs one"
-    return f"{field}: {str(error['input'])[:80]!r} is not accepted: {error['msg']}"
+def _canonical(value: Any) -> JsonValue:
+    if type(value) in _JSON_TYPES:
+        return value
+    if isinstance(value, dict):
+        return {k: _canonical(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_canonical(v) for v in value]
+    return int(value) if value.is_integer() else value

@@ -6,7 +6,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,10 +52,12 @@ def debug_config(debug_checkpoint: Path, tmp_path: Path) -> RenderConfig:
     )
 
 
-def write_manifest(path: str | Path, rows: list[dict[str, object]]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows), path)
+@pytest.fixture(scope="session")
+def write_manifest() -> Callable[[Path, list[dict[str, object]]], None]:
+    return lambda path, rows: pq.write_table(pa.Table.from_pylist(rows), path)
 
 
+@pytest.fixture(scope="session")
 def forty_rows() -> list[dict[str, object]]:
     """34 good rows (two tasks, two languages, one shared prompt) and six bad ones, at rows 5, 11, 17, 23, 29 and 35."""
     rows: list[dict[str, object]] = [
