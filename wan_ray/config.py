@@ -1,22 +1,24 @@
 """RenderConfig: everything about a run that is not in its manifest; one YAML file and key=value overrides."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from wan_ray.errors import ConfigError, RequestError
-from wan_ray.request import FIELDS, parse_row
+from wan_ray.request import FIELDS, check_columns, parse_row
 from wan_ray.variants import VARIANTS, Variant, get_variant
+from wan_ray.wording import in_words
 
 DType = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -48,6 +50,13 @@ class StageSection(_Section):
     num_cpus: float = Field(1.0, gt=0)
     num_gpus: float = Field(0.0, ge=0)
 
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(f"{value} is neither a part of one GPU nor a whole number of them; use 1 or less, or 2")
+        return value
+
 
 class StagesSection(_Section):
     encode: StageSection = StageSection()
@@ -67,8 +76,9 @@ class VideoSection(_Section):
 
 
 class RenderConfig(_Section):
-    """A run. manifest and output are a local path or any fsspec URL; defaults fill what a row leaves empty (num_frames not for t2i).
+    """A run. manifest and output are a local path or any fsspec URL; defaults fill what a row leaves empty.
 
+    A default that means nothing to a row's task, such as num_frames to t2i, is not applied to it.
     no_progress_timeout_s ends a run in which nothing finished for so long: set it above one clip's time.
     ray_address is "auto" for the running cluster, "local" for one of this process's own.
     """
@@ -85,10 +95,12 @@ class RenderConfig(_Section):
     @field_validator("defaults")
     @classmethod
     def _valid_defaults(cls, value: dict[str, object]) -> dict[str, object]:
-        for name in value:
-            if name not in FIELDS or name in ("id", "prompt"):
-                raise ValueError(f"{name!r} is not a column that can have a default; known: {', '.join(FIELDS)}")
+        known = [name for name in FIELDS if name not in ("id", "prompt")]
         try:
+            check_columns(list(value))
+            for name in value:
+                if name not in known:
+                    raise ValueError(f"{name!r} is not a column that can have a default; use one of {', '.join(known)}")
             parse_row({"prompt": "any", **value})
         except RequestError as error:
             raise ValueError(str(error)) from None
@@ -113,19 +125,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RenderConfig
         raise ConfigError(f"config {str(path)!r} is not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"config {str(path)!r} holds {type(data).__name__}, not a mapping of settings")
-    _anchor_paths(data, file.parent)
+    _anchor_paths_(data, file.absolute().parent)
     for override in overrides:
         _apply_override_(data, override)
     try:
         return RenderConfig.model_validate(data)
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"config {str(path)!r}: " + "; ".join(lines)) from None
+        raise ConfigError(f"config {str(path)!r}: " + "; ".join(map(_problem, error.errors()))) from None
 
 
-def _anchor_paths(data: dict[str, object], folder: Path) -> None:
-    model = data.get("model")
-    for section, keys in ((data, ("manifest", "output")), (model, ("checkpoint", "companions"))):
+def _problem(error: Any) -> str:
+    if error["type"] != "extra_forbidden":
+        return in_words(error)
+    section: Any = RenderConfig
+    *parents, name = error["loc"]
+    for parent in parents:
+        section = section.model_fields[parent].annotation
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+    return f"{'.'.join(error['loc'])} is no setting; {meant}"
+
+
+def _anchor_paths_(data: dict[str, object], folder: Path) -> None:
+    for section, keys in ((data, ("manifest", "output")), (data.get("model"), ("checkpoint", "companions"))):
         if isinstance(section, dict):
             for key in keys:
                 value = section.get(key)
@@ -135,14 +158,21 @@ def _anchor_paths(data: dict[str, object], folder: Path) -> None:
 
 def _apply_override_(data: dict[str, object], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} is not of the form key=value, e.g. video.crf=18")
     *parents, leaf = key.split(".")
-    section: object = data
-    for name in parents:
+    if not equals or not all((*parents, leaf)):
+        raise ConfigError(f"override {override!r} is not of the form key=value, e.g. video.crf=18")
+    try:
+        change: dict[str, object] = {leaf: yaml.safe_load(text)}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    for name in reversed(parents):
+        change = {name: change}
+    _anchor_paths_(change, Path.cwd())
+    section: Any = data
+    value: Any = change
+    for depth, name in enumerate(parents):
+        section[name] = section.get(name) or {}
+        section, value = section[name], value[name]
         if not isinstance(section, dict):
-            raise ConfigError(f"override {override!r}: {name!r} is inside a value, not a section")
-        section = section.setdefault(name, {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"override {override!r}: {'.'.join(parents)!r} is a value, not a section")
-    section[leaf] = yaml.safe_load(text)
+            raise ConfigError(f"override {override!r}: {'.'.join(parents[: depth + 1])!r} is a value, not a section")
+    section[leaf] = value[leaf]

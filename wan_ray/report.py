@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+
 from wan_ray.errors import StorageError
 from wan_ray.media.contact_sheet import SheetEntry, contact_sheet
 from wan_ray.media.video import read_frames
@@ -58,6 +60,8 @@ def write_contact_sheet(output: str) -> None:
 
 def _entry(store: Store, record: Record) -> SheetEntry:
     assert record.clip is not None
-    frames = list(read_frames(store.get(record.clip)))
-    shape = f"{record.task}  {record.width}x{record.height}  {record.num_frames} frames  seed {record.seed}"
-    return SheetEntry(title=record.id, lines=[record.prompt or "", shape], frames=frames)
+    frames = read_frames(store.get(record.clip))
+    shown = frames[np.linspace(0, len(frames) - 1, min(4, len(frames))).astype(int)]  # a copy: a whole clip is large
+    length = "" if record.task == "t2i" else f"  {record.num_frames} frames"
+    shape = f"{record.task}  {record.width}x{record.height}{length}  seed {record.seed}"
+    return SheetEntry(title=record.id, lines=[record.prompt or "", shape], frames=list(shown))

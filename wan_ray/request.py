@@ -24,7 +24,7 @@ from pydantic import (
 
 from wan_ray.columns import misspelt
 from wan_ray.errors import RequestError
-from wan_ray.variants import TASK_DEFAULTS, Solver, Task, Variant
+from wan_ray.variants import TASK_DEFAULTS, TASKS, Solver, Task, Variant
 from wan_ray.wording import in_words, shown
 
 MAX_PROMPT_CHARS = 5000
@@ -227,7 +227,7 @@ def parse_row(row: Mapping[str, object], defaults: Mapping[str, object] | None =
 def _fitting(defaults: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
     """Without what means nothing to the row's task: a manifest may mix tasks, its defaults need not suit all."""
     task = given.get("task", defaults.get("task", "t2v"))
-    needed, optional = _MEDIA_OF.get(task, ((), ()))  # type: ignore[arg-type]
+    needed, optional = _MEDIA_OF[task] if task in TASKS else ((), ())
     unfit = {field for field in MEDIA_FIELDS if field not in (*needed, *optional)}
     if task != "vace":
         unfit.add("context_scale")
@@ -245,6 +245,12 @@ def check_columns(columns: Mapping[str, object] | list[str]) -> None:
 def extra_values(row: Mapping[str, object]) -> dict[str, JsonValue]:
     """The columns of a row that are not ours, as JSON values."""
     return {k: _jsonable(v) for k, v in row.items() if k not in _FIELD_SET}
+
+
+def id_of(row: Mapping[str, object]) -> str | None:
+    """The id that a row gives, as text; None when it gives none. It may break the rules of an id."""
+    value = _text_of_number(_plain(row.get("id")))
+    return None if value is None else str(value)
 
 
 def content_id(row: Mapping[str, object]) -> str:
@@ -338,7 +344,7 @@ def _jsonable(value: Any) -> JsonValue:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple):
         return [_jsonable(v) for v in value]
     if isinstance(value, bytes):
         return f"sha256:{hashlib.sha256(value).hexdigest()}"

@@ -29,7 +29,7 @@ from wan_ray.graph.operator import (
     read_any,
     read_shard,
 )
-from wan_ray.graph.placement import check_fit
+from wan_ray.graph.placement import check_fit, check_weights
 from wan_ray.stages.items import Item
 from wan_ray.stages.publish import PublishStage, package_versions
 from wan_ray.stages.read import Plan, open_manifest
@@ -71,8 +71,8 @@ class Summary:
 def render(config: RenderConfig, plan: Plan, *, observer: Observer) -> Summary:
     """Render every planned row that has no record yet; Ray is connected to only if there is one.
 
-    ConfigError when the cluster is too small; RunStoppedError when a worker could not start, the store failed or the
-    cluster was lost: what has a record stays, and the same call goes on from there.
+    ConfigError when the cluster is too small or the checkpoint is wrong. RunStoppedError when a worker could not
+    start, the store failed or the cluster was lost: what has a record stays, and the same call goes on from there.
     """
     if config.output is None:
         raise ConfigError("no output: set output in the config or give --output")
@@ -118,6 +118,7 @@ def render(config: RenderConfig, plan: Plan, *, observer: Observer) -> Summary:
 def _cluster_for(config: RenderConfig) -> Iterator[None]:
     with connected(config.ray_address):
         check_fit(config)
+        check_weights(config)
         yield
 
 

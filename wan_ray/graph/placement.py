@@ -1,4 +1,6 @@
-"""Does a run fit its cluster? Asked before anything starts, since an actor that fits nowhere waits for ever."""
+"""Does a run fit its cluster, and are its weights right? Asked before a worker starts and fails, or waits for ever."""
+
+from pathlib import Path
 
 import ray
 
@@ -21,3 +23,18 @@ def check_fit(config: RenderConfig) -> None:
                 f"the stages reserve {wanted:g} {resource}s and the cluster has {have.get(resource, 0.0):g}; "
                 f"lower replicas or num_{resource.lower()}s under stages, or add nodes"
             )
+
+
+def check_weights(config: RenderConfig) -> None:
+    """Raise CheckpointError when the checkpoint, as seen from here, is not the model it should be; reads shapes only.
+
+    A URL is left to the workers, and so is a path that only other nodes may have.
+    """
+    path = config.model.checkpoint
+    elsewhere = not Path(path).expanduser().exists() and len(ray.nodes()) > 1
+    if "://" in path or elsewhere:
+        return
+    # Imported here: it brings torch.
+    from wan_ray.stages.loader import StageLoader
+
+    StageLoader(model=config.model).check()

@@ -14,6 +14,7 @@ from wan_ray.request import (
     check_columns,
     content_id,
     extra_values,
+    id_of,
     parse_row,
     resolve,
     warnings_for,
@@ -45,10 +46,10 @@ def read_row(row: Mapping[str, object], config: RenderConfig, *, number: int | N
 def refused(row: Mapping[str, object], number: int | None, error: RequestError) -> Item:
     """A failed item for a row that cannot be rendered. Its name is its own, so that a mended row is a new one."""
     place = "" if number is None else f"{number:08d}-"
-    row_id, prompt = row.get("id"), row.get("prompt")
+    content, prompt = content_id(row), row.get("prompt")
     return Item(
-        name=f"refused-{place}{content_id(row)}",
-        id=str(row_id) if row_id is not None else content_id(row),
+        name=f"refused-{place}{content}",
+        id=id_of(row) or content,
         row=number,
         request=None,
         prompt=prompt if isinstance(prompt, str) else None,
@@ -80,8 +81,7 @@ def plan_manifest(config: RenderConfig, *, limit: int | None = None) -> Plan:
             break
         item = read_row(row, config, number=number)
         if item.request is not None and item.id in first_row_of:
-            repeated = f"id: {item.id!r} is row {first_row_of[item.id]}'s already; give every row another id"
-            item = refused(row, number, RequestError(repeated))
+            item = refused(row, number, _repeats(row, first_row_of[item.id]))
         plan.names.append(item.name)
         if item.request is None:
             plan.refused.append(item)
@@ -90,6 +90,13 @@ def plan_manifest(config: RenderConfig, *, limit: int | None = None) -> Plan:
         plan.buckets[bucket_of(item.request)] += 1
         plan.warnings.update(warnings_for(item.request, config.variant))
     return plan
+
+
+def _repeats(row: Mapping[str, object], first: int) -> RequestError:
+    given = id_of(row)
+    if given is None:
+        return RequestError(f"id: none, and the content is row {first}'s; drop one of them, or give each an id")
+    return RequestError(f"id: {given!r} is row {first}'s already; give every row another id")
 
 
 def open_manifest(config: RenderConfig) -> Manifest:

@@ -1,0 +1,171 @@
+"""What the processes of a bench run: each holds one engine, renders clips, and says how long every stage took."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wan_ray.config import VideoSection
+from wan_ray.media.video import encode_mp4
+from wan_ray.model.checkpoint import find_checkpoint
+from wan_ray.renderer import Renderer
+from wan_ray.request import ResolvedRequest
+from wan_ray.stages.denoise import draw_noise
+from wan_ray.stages.encode import EncodeStage
+from wan_ray.stages.items import Item
+
+EngineName = Literal["diffusers", "wan_ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRun:
+    """One clip: seconds by stage, and the latents before the VAE, float32 [16, T, h, w], for comparison."""
+
+    seconds: dict[str, float]
+    latents: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessState:
+    """torch's threads, and MiB of memory resident now and at most so far; None where the system does not tell."""
+
+    num_threads: int
+    resident_mib: float | None
+    peak_mib: float | None
+
+
+Engine = Callable[[ResolvedRequest], ClipRun]
+
+
+@cache
+def load_engine(name: EngineName, checkpoint: Path) -> Engine:
+    """The engine, loaded by its process's first call."""
+    return DiffusersEngine(checkpoint) if name == "diffusers" else OwnEngine(checkpoint)
+
+
+def render(name: EngineName, checkpoint: Path, request: ResolvedRequest) -> ClipRun:
+    """One clip by this process's engine."""
+    return load_engine(name, checkpoint)(request)
+
+
+def loaded_state(name: EngineName, checkpoint: Path) -> ProcessState:
+    """The process's state with its engine loaded."""
+    load_engine(name, checkpoint)
+    return ProcessState(
+        num_threads=torch.get_num_threads(), resident_mib=_memory_mib("VmRSS"), peak_mib=_memory_mib("VmHWM")
+    )
+
+
+class OwnEngine:
+    """This package's Renderer, stage by stage."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.renderer = Renderer.from_checkpoint(checkpoint, dtype="float32", device="cpu")
+
+    def __call__(self, request: ResolvedRequest) -> ClipRun:
+        stages = self.renderer
+        # A new stage has an empty cache: diffusers encodes the negative prompt for every clip, so does this.
+        encode = EncodeStage(stages.encode.encoder, stages.encode.tokenizer, stages.encode.fingerprint)
+        marks = [time.perf_counter()]
+        item = encode(Item(name="", id=request.id, row=None, request=request, prompt=request.prompt))
+        marks.append(time.perf_counter())
+        latents = stages.denoise(item).tensors["latents"]
+        marks.append(time.perf_counter())
+        frames = np.concatenate(list(stages.decode.frames(latents)))
+        marks.append(time.perf_counter())
+        _write_mp4(frames, request)
+        marks.append(time.perf_counter())
+        return _clip_run(marks, latents, request)
+
+
+class DiffusersEngine:
+    """diffusers' WanPipeline, called once per clip; hooks note when its stages end."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        from wan_ray.diffusers_reference import diffusers_pipeline
+
+        self.pipeline = diffusers_pipeline(find_checkpoint(checkpoint))
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.text_encoder.register_forward_hook(self._note_text_encoded)
+        self.text_encoded = self.denoised = 0.0
+        self.latents: Tensor | None = None
+
+    @torch.inference_mode()
+    def __call__(self, request: ResolvedRequest) -> ClipRun:
+        from wan_ray.diffusers_reference import released_unipc
+
+        self.pipeline.scheduler = released_unipc(
+            num_inference_steps=request.num_inference_steps, flow_shift=request.flow_shift
+        )
+        started = time.perf_counter()
+        video = self.pipeline(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            height=request.height,
+            width=request.width,
+            num_frames=request.num_frames,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            latents=draw_noise(request)[None],
+            max_sequence_length=512,
+            callback_on_step_end=self._note_step_ended,
+            output_type="np",
+        ).frames[0]
+        frames = (video * 255).round().astype(np.uint8)
+        decoded = time.perf_counter()
+        _write_mp4(frames, request)
+        marks = [started, self.text_encoded, self.denoised, decoded, time.perf_counter()]
+        assert self.latents is not None
+        return _clip_run(marks, self.latents[0], request)
+
+    def _note_text_encoded(self, *_: object) -> None:
+        """The last call is the negative prompt's."""
+        self.text_encoded = time.perf_counter()
+
+    def _note_step_ended(self, pipeline: object, step: int, timestep: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
+        self.denoised, self.latents = time.perf_counter(), kept["latents"]
+        return kept
+
+
+def _clip_run(marks: list[float], latents: Tensor, request: ResolvedRequest) -> ClipRun:
+    """marks: the clip's start and the ends of its four stages."""
+    text, denoise, decode, mp4 = (end - start for start, end in zip(marks[:-1], marks[1:], strict=True))
+    seconds = {
+        "text_encode": text,
+        "dit_step": denoise / request.num_inference_steps,
+        "vae_decode": decode,
+        "write_mp4": mp4,
+        "clip": marks[-1] - marks[0],
+    }
+    return ClipRun(seconds=seconds, latents=latents.numpy())
+
+
+def _write_mp4(frames: np.ndarray, request: ResolvedRequest) -> None:
+    settings = VideoSection()
+    with tempfile.TemporaryDirectory(prefix="wan-ray-") as folder:
+        encode_mp4(
+            [frames],
+            path=Path(folder) / "clip.mp4",
+            width=request.width,
+            height=request.height,
+            fps=request.fps,
+            crf=settings.crf,
+            preset=settings.preset,
+            threads=settings.threads,
+        )
+
+
+def _memory_mib(field: str) -> float | None:
+    """VmRSS or VmHWM of this process. Not getrusage, whose peak starts at the parent's."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    values = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(values[field].split()[0]) / 1024
