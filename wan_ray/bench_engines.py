@@ -1,10 +1,12 @@
 """What the processes of a bench run: each holds one engine, renders clips, and says how long every stage took."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from wan_ray.request import ResolvedRequest
 from wan_ray.stages.denoise import draw_noise
 from wan_ray.stages.encode import EncodeStage
 from wan_ray.stages.items import Item
+from wan_ray.variants import TASK_DEFAULTS
 
 EngineName = Literal["diffusers", "wan_ray"]
 
@@ -34,11 +37,11 @@ class ClipRun:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessState:
-    """torch's threads, and MiB of memory resident now and at most so far; None where the system does not tell."""
+    """torch's threads, and MiB of memory resident now and at most so far, NaN where the system does not tell."""
 
     num_threads: int
-    resident_mib: float | None
-    peak_mib: float | None
+    resident_mib: float
+    peak_mib: float
 
 
 Engine = Callable[[ResolvedRequest], ClipRun]
@@ -55,7 +58,7 @@ def render(name: EngineName, checkpoint: Path, request: ResolvedRequest) -> Clip
     return load_engine(name, checkpoint)(request)
 
 
-def loaded_state(name: EngineName, checkpoint: Path) -> ProcessState:
+def process_state(name: EngineName, checkpoint: Path) -> ProcessState:
     """The process's state with its engine loaded."""
     load_engine(name, checkpoint)
     return ProcessState(
@@ -91,7 +94,7 @@ class DiffusersEngine:
     def __init__(self, checkpoint: Path) -> None:
         from wan_ray.diffusers_reference import diffusers_pipeline
 
-        self.pipeline = diffusers_pipeline(find_checkpoint(checkpoint))
+        self.pipeline = diffusers_pipeline(find_checkpoint(checkpoint), flow_shift=TASK_DEFAULTS["t2v"].flow_shift)
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.text_encoder.register_forward_hook(self._note_text_encoded)
         self.text_encoded = self.denoised = 0.0
@@ -99,11 +102,6 @@ class DiffusersEngine:
 
     @torch.inference_mode()
     def __call__(self, request: ResolvedRequest) -> ClipRun:
-        from wan_ray.diffusers_reference import released_unipc
-
-        self.pipeline.scheduler = released_unipc(
-            num_inference_steps=request.num_inference_steps, flow_shift=request.flow_shift
-        )
         started = time.perf_counter()
         video = self.pipeline(
             prompt=request.prompt,
@@ -136,7 +134,7 @@ class DiffusersEngine:
 
 def _clip_run(marks: list[float], latents: Tensor, request: ResolvedRequest) -> ClipRun:
     """marks: the clip's start and the ends of its four stages."""
-    text, denoise, decode, mp4 = (end - start for start, end in zip(marks[:-1], marks[1:], strict=True))
+    text, denoise, decode, mp4 = (end - start for start, end in pairwise(marks))
     seconds = {
         "text_encode": text,
         "dit_step": denoise / request.num_inference_steps,
@@ -162,10 +160,10 @@ def _write_mp4(frames: np.ndarray, request: ResolvedRequest) -> None:
         )
 
 
-def _memory_mib(field: str) -> float | None:
-    """VmRSS or VmHWM of this process. Not getrusage, whose peak starts at the parent's."""
+def _memory_mib(field: str) -> float:
+    """VmRSS or VmHWM of this process. Not from getrusage, whose peak counts the parent's memory too."""
     status = Path("/proc/self/status")
     if not status.exists():
-        return None
+        return math.nan
     values = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return int(values[field].split()[0]) / 1024

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done, all rows rendered. 1: stopped midway, the same command goes on from there. 2: nothing started, config,
     manifest or arguments are invalid. 3: finished, some rows failed. 130: interrupted.
     """
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return options.run(options)
@@ -37,6 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options; overrides may also stand after flags, where argparse itself does not look for them."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(word.startswith("-") or "=" not in word for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

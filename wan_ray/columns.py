@@ -1,7 +1,7 @@
 """Column names: which of them are ours, misspelt or in another tool's words. What stands in them is not here."""
 
-import difflib
 import re
+from difflib import SequenceMatcher
 from functools import lru_cache
 
 # What other Wan2.1 tools call our columns, letters only.
@@ -22,7 +22,7 @@ _FOREIGN_NAMES = {
     "srcrefimages": "reference_images",
     "size": "width and height",
 }
-_MIN_LETTERS = 4  # a name shorter than this is one slip from half the dictionary
+_MIN_LETTERS = 5  # a shorter name is one slip from too many words, as seed from speed
 _MIN_RATIO = 0.88  # two slips in a name of nine letters or more
 
 
@@ -49,11 +49,15 @@ def _meant_by(column: str, fields: tuple[str, ...]) -> str | None:
         if letters == wanted:
             return field
         derived = set(of_field) < set(words)  # prompt_zh, image_id, seed2
-        if derived or len(wanted) < _MIN_LETTERS or letters[:1] != wanted[0]:
-            continue
-        if _one_slip_apart(letters, wanted) or difflib.SequenceMatcher(None, letters, wanted).ratio() >= _MIN_RATIO:
+        if not derived and letters[:1] == wanted[0] and _alike(letters, wanted):
             return field
     return None
+
+
+def _alike(letters: str, wanted: str) -> bool:
+    if len(wanted) < _MIN_LETTERS:
+        return sorted(letters) == sorted(wanted)
+    return _one_slip_apart(letters, wanted) or SequenceMatcher(None, letters, wanted).ratio() >= _MIN_RATIO
 
 
 def _words(name: str) -> list[str]:

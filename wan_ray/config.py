@@ -31,7 +31,7 @@ class ModelSection(_Section):
     variant: str
     checkpoint: str
     companions: str | None = None
-    dtype: DType | Literal["auto"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Device = "auto"
     cache_dir: str = "~/.cache/wan_ray"
 

@@ -10,7 +10,7 @@ import ray
 
 from wan_ray.errors import ConfigError
 
-_LOCAL_CPUS = 3  # what the sample config reserves and splitting takes; reservations, not threads
+_LOCAL_CPUS = 2  # what the sample config reserves, also on a machine with one core
 
 
 @contextmanager
@@ -23,7 +23,10 @@ def connected(address: str) -> Iterator[None]:
         yield
         return
     own = address == "local" or (address == "auto" and "RAY_ADDRESS" not in os.environ)
-    options: dict[str, Any] = {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1)} if address == "local" else {}
+    options: dict[str, Any] = {}
+    if address == "local":
+        # What workers have to say reaches the driver through the board; their logs lie in Ray's session folder.
+        options = {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "log_to_driver": False}
     try:
         ray.init(
             address=None if address == "auto" else address,

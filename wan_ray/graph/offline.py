@@ -129,11 +129,13 @@ def build_processor(
 
     A result has the resolved request, status and error, and the row's other columns. With config.output the clip is
     stored and `clip` is its path; without, `clip_bytes` holds the MP4 or PNG. preprocess makes rows of the dataset's
-    own; postprocess changes results. A row that breaks a rule or fails is a result with status "failed".
+    own; postprocess changes results. A row that breaks a rule or fails is a result with status "failed". ConfigError
+    when the cluster is too small.
     """
     run_id = _new_run_id()
 
     def process(dataset: Dataset) -> Dataset:
+        check_fit(config)
         rows = dataset.map(preprocess, num_cpus=_READ_CPUS) if preprocess else dataset
         read = rows.map(_for_ray(read_any), fn_kwargs={"config": config}, num_cpus=_READ_CPUS)
         ended = _path(read, config, board=None)
@@ -169,8 +171,8 @@ def _new_records(
 
 
 def _path(items: Dataset, config: RenderConfig, board: BoardHandle | None) -> Dataset:
-    """Encode, denoise, decode; one row per block, so that a worker that dies loses one row."""
-    dataset = items.repartition(target_num_rows_per_block=1)
+    """Encode, denoise, decode."""
+    dataset = items
     for operator, section in (
         (Encode, config.stages.encode),
         (Denoise, config.stages.denoise),
@@ -199,6 +201,9 @@ def _configured(dataset: Dataset, config: RenderConfig) -> Dataset:
     dataset.set_name("wan_render")
     dataset.context.execution_no_progress_timeout_s = int(config.no_progress_timeout_s)
     dataset.context.enable_progress_bars = False
+    # One row per block, so that a worker that dies loses one row, and rows spread over workers. repartition() does the
+    # same with tasks that reserve a whole CPU, which a small machine does not have to spare.
+    dataset.context.target_max_block_size = 1
     return dataset
 
 

@@ -7,7 +7,7 @@ import ray
 from wan_ray.config import RenderConfig
 from wan_ray.errors import ConfigError
 
-_OTHERS_CPUS = 1.1  # reading, and splitting into blocks of one row, which Ray Data does with a whole CPU
+_OTHERS_CPUS = 0.1  # reading
 
 
 def check_fit(config: RenderConfig) -> None:

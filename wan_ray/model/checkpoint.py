@@ -1,7 +1,6 @@
 """A checkpoint folder or file: which layout it has, and its parts loaded as models."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +27,7 @@ VAE_FILE = "Wan2.1_VAE.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
 _DIT_STEM = "diffusion_pytorch_model"
 _HEAD_DIM = 128  # of every released model
+Layout = Literal["released", "diffusers", "single file"]
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 
 
@@ -35,7 +35,7 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 class Checkpoint:
     """Where each part of a model lies: the release's layout, a -Diffusers folder, or a lone DiT with companions."""
 
-    layout: Literal["released", "diffusers", "single file"]
+    layout: Layout
     dit_files: tuple[Path, ...]
     dit_config: Path | None
     text_encoder_files: tuple[Path, ...]
@@ -125,29 +125,31 @@ def find_checkpoint(path: str | Path, companions: str | Path | None = None) -> C
             raise CheckpointError(
                 f"{str(root)!r} holds a DiT alone; name a folder with text encoder and VAE as model.companions"
             )
-        others = find_checkpoint(companions)
+        return _with_dit(Path(companions).expanduser(), layout="single file", dit_files=(root,))
+    transformer = root / "transformer"
+    if transformer.is_dir():
+        return _with_dit(root, layout="diffusers", dit_files=_weight_files(transformer, _DIT_STEM))
+    if not root.is_dir():
+        raise CheckpointError(f"checkpoint {str(path)!r} does not exist; give a folder or a DiT .safetensors file")
+    return _with_dit(root, layout="released", dit_files=_weight_files(root, _DIT_STEM))
+
+
+def _with_dit(root: Path, *, layout: Layout, dit_files: tuple[Path, ...]) -> Checkpoint:
+    """These files as the denoiser, and the other parts of a folder of either layout."""
+    if not root.is_dir():
+        raise CheckpointError(f"model.companions {str(root)!r} does not exist; give a folder with text encoder and VAE")
+    if (root / "vae").is_dir():
         return Checkpoint(
-            layout="single file",
-            dit_files=(root,),
-            dit_config=others.dit_config,
-            text_encoder_files=others.text_encoder_files,
-            vae_files=others.vae_files,
-            tokenizer=others.tokenizer,
-        )
-    if (root / "transformer").is_dir():
-        return Checkpoint(
-            layout="diffusers",
-            dit_files=_weight_files(root / "transformer", _DIT_STEM),
+            layout=layout,
+            dit_files=dit_files,
             dit_config=root / "transformer" / "config.json",
             text_encoder_files=_weight_files(root / "text_encoder", "model"),
             vae_files=_weight_files(root / "vae", _DIT_STEM),
             tokenizer=_existing(root / "tokenizer"),
         )
-    if not root.is_dir():
-        raise CheckpointError(f"checkpoint {str(path)!r} does not exist; give a folder or a DiT .safetensors file")
     return Checkpoint(
-        layout="released",
-        dit_files=_weight_files(root, _DIT_STEM),
+        layout=layout,
+        dit_files=dit_files,
         dit_config=root / "config.json",
         text_encoder_files=(_existing(root / TEXT_ENCODER_FILE),),
         vae_files=(_existing(root / VAE_FILE),),
@@ -160,10 +162,13 @@ def dit_architecture(shapes: dict[str, Shape], *, config_heads: int | None = Non
     try:
         dim, in_channels = shapes["patch_embedding.weight"][:2]
         heads = config_heads or (dim // _HEAD_DIM if dim % _HEAD_DIM == 0 else 0)
-        if not heads or dim % heads:
+        if not heads:
             raise CheckpointError(
-                f"DiT width {dim} is not a multiple of {_HEAD_DIM} and config.json gives no num_heads"
+                f"DiT width {dim} is not a multiple of {_HEAD_DIM}, and no config.json of that width gives num_heads; "
+                "put the model's config.json beside its weights"
             )
+        if dim % heads:
+            raise CheckpointError(f"config.json: num_heads={heads} does not divide the DiT's width {dim}; mend it")
         return DiTArchitecture(
             dim=dim,
             ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
@@ -176,16 +181,22 @@ def dit_architecture(shapes: dict[str, Shape], *, config_heads: int | None = Non
         )
     except KeyError as error:
         raise CheckpointError(f"not a Wan2.1 DiT: tensor {error.args[0]!r} is missing") from None
+    except (IndexError, ValueError) as error:
+        raise CheckpointError(f"not a Wan2.1 DiT: a tensor has another rank or name ({error})") from None
 
 
 def _heads_in_config(file: Path | None, shapes: dict[str, Shape]) -> int | None:
     """num_heads of a config.json whose width is the tensors' own: some released VACE configs are garbage."""
     if file is None or not file.is_file():
         return None
-    config = json.loads(file.read_text(encoding="utf-8"))
-    heads = config.get("num_heads") or config.get("num_attention_heads") or 0
-    width = config.get("dim") or heads * config.get("attention_head_dim", 0)
-    return heads if width == shapes.get("patch_embedding.weight", (0,))[0] else None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    numbers = {k: v for k, v in config.items() if isinstance(v, int)} if isinstance(config, dict) else {}
+    heads = numbers.get("num_heads") or numbers.get("num_attention_heads") or 0
+    width = numbers.get("dim") or heads * numbers.get("attention_head_dim", 0)
+    return heads if heads > 0 and width == shapes.get("patch_embedding.weight", (0,))[0] else None
 
 
 def _weight_files(folder: Path, stem: str) -> tuple[Path, ...]:
@@ -194,17 +205,22 @@ def _weight_files(folder: Path, stem: str) -> tuple[Path, ...]:
     if single.is_file():
         return (single,)
     if index.is_file():
-        names: Iterable[str] = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return tuple(_existing(folder / name) for name in sorted(names))
-    shards = tuple(sorted(folder.glob(f"{stem}-*-of-*.safetensors")))
+        return tuple(_existing(folder / name) for name in _names_in_index(index))
+    shards = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
     if not shards:
         raise CheckpointError(
             f"{str(single)!r} is missing, and there are no shards {stem}-*-of-*.safetensors beside it"
         )
-    expected = int(shards[0].stem.rpartition("-")[2])
-    if len(shards) != expected:
-        raise CheckpointError(f"{str(folder)!r} has {len(shards)} of {expected} shards {stem}-*; copy the others")
-    return shards
+    last = shards[-1].stem.rpartition("-")[2]
+    numbers = range(1, int(last) + 1) if last.isdecimal() else ()
+    return tuple(_existing(folder / f"{stem}-{i:0{len(last)}}-of-{last}.safetensors") for i in numbers)
+
+
+def _names_in_index(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{str(index)!r} is no index of weight files; download it again") from None
 
 
 def _existing(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,8 @@ class TensorFiles:
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"weight file {str(file)!r} cannot be read as safetensors: {error}") from None
             for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                if name in homes:
+                    raise CheckpointError(f"tensor {name!r} is in {str(file)!r} and in a file before it; remove one")
                 homes[name] = opened
                 shapes[name] = tuple(opened.get_slice(name).get_shape())
             _digest_safetensors_(digest, file)
@@ -52,12 +55,21 @@ class TensorFiles:
 
     @classmethod
     def _open_archive(cls, file: Path) -> Self:
+        where = f"weight file {str(file)!r}"
+        if not zipfile.is_zipfile(file):
+            raise CheckpointError(f"{where} is cut short, or no PyTorch archive; download it again")
         try:
             tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        except Exception as error:  # noqa: BLE001  torch.load raises almost anything on a bad file
-            raise CheckpointError(f"weight file {str(file)!r} cannot be read as tensors: {error}") from None
+        except pickle.UnpicklingError:
+            # torch's own message advises weights_only=False, which runs the file's code.
+            raise CheckpointError(f"{where} holds code or objects, and only tensors are read; convert it") from None
+        except (RuntimeError, OSError, ValueError) as error:
+            raise CheckpointError(f"{where} cannot be read as tensors: {error}") from None
+        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise CheckpointError(f"{where} holds {type(tensors).__name__}, not a plain table of tensors; convert it")
         with zipfile.ZipFile(file) as archive:
-            entries = "".join(f"{e.filename}:{e.file_size}:{e.CRC};" for e in archive.infolist())
+            # Names without the folder that all entries are in, which torch.save() calls as the file.
+            entries = "".join(f"{e.filename.partition('/')[2]}:{e.file_size}:{e.CRC};" for e in archive.infolist())
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         return cls(shapes, lambda name: tensors[name], hashlib.sha256(entries.encode()).hexdigest()[:32])
 

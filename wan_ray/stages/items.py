@@ -69,7 +69,7 @@ class Item:
 
     def failed(self, stage: str, error: BaseException) -> Self:
         """This item with its failure noted and its payload dropped."""
-        failure = Failure(stage=stage, type=type(error).__name__, message=str(error)[:2000])
+        failure = Failure(stage=stage, type=type(error).__name__, message=(str(error) or repr(error))[:2000])
         return replace(self, failure=failure, tensors={}, clip=None)
 
     def to_row(self) -> Row:
@@ -100,9 +100,11 @@ class Item:
 
 
 def _pack(tensors: Mapping[str, "Tensor"]) -> bytes:
+    import torch
     from safetensors.torch import save
 
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    # Copies, for save() refuses tensors that share memory, as the embeddings of equal texts do.
+    return save({name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()})
 
 
 def _unpack(data: bytes) -> dict[str, "Tensor"]:

@@ -4,7 +4,9 @@ import hashlib
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from wan_ray.stages.items import Item
 from wan_ray.storage.blob import Store
@@ -61,25 +63,24 @@ class PublishStage:
 
 def make_record(item: Item, *, run_id: str, variant: str, stored: StoredClip | None = None) -> Record:
     """What there is to say about an item that has ended; without `stored`, its clip lies nowhere."""
-    request = asdict(item.request) if item.request else {}
-    fields = {name: request[name] for name in _REQUEST_FIELDS if name in request}
+    fields: dict[str, Any] = {}
+    if item.request is not None:
+        request = asdict(item.request)
+        fields |= {"prompt_as_run": item.request.prompt, **{name: request[name] for name in _REQUEST_FIELDS}}
     if item.clip is not None:
-        fields["num_frames"] = item.clip.num_frames
-    failure = item.failure
+        fields |= {"num_frames": item.clip.num_frames, "size_bytes": len(item.clip.data)}
+    if stored is not None:
+        fields |= {"clip": stored.key, "sha256": stored.sha256}
+    if item.failure is not None:
+        failure = item.failure
+        fields |= {"error_type": failure.type, "error_stage": failure.stage, "error_message": failure.message}
     return Record(
         name=item.name,
         row=item.row,
         id=item.id,
-        status="failed" if failure else "ok",
-        error_type=failure and failure.type,
-        error_stage=failure and failure.stage,
-        error_message=failure and failure.message,
+        status="failed" if item.failure else "ok",
         prompt=item.prompt,
-        prompt_as_run=item.request and item.request.prompt,
         extra=dict(item.extra),
-        clip=stored and stored.key,
-        sha256=stored and stored.sha256,
-        size_bytes=len(item.clip.data) if item.clip else None,
         seconds=dict(item.seconds),
         weights=dict(item.weights),
         versions=package_versions(),
@@ -92,6 +93,11 @@ def make_record(item: Item, *, run_id: str, variant: str, stored: StoredClip | N
 
 def package_versions() -> dict[str, str]:
     """Versions of this package and of those that decide a clip's pixels."""
+    return dict(_versions())
+
+
+@cache  # looking them up takes milliseconds, and every record has them
+def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
         try:

@@ -12,8 +12,9 @@ RunEntry = Mapping[str, object]
 
 def write_run(store: Store, entry: RunEntry) -> None:
     """Put the entry in place of the one with its run_id, or after the others."""
-    others = [known for known in read_runs(store) if known["run_id"] != entry["run_id"]]
-    store.put(RUN, json.dumps({"runs": [*others, entry]}, indent=1, ensure_ascii=False).encode())
+    runs = {known["run_id"]: known for known in read_runs(store)}
+    runs[entry["run_id"]] = entry
+    store.put(RUN, json.dumps({"runs": list(runs.values())}, indent=1, ensure_ascii=False).encode())
 
 
 def read_runs(store: Store) -> list[RunEntry]:
@@ -21,6 +22,7 @@ def read_runs(store: Store) -> list[RunEntry]:
     if not store.exists(RUN):
         return []
     try:
-        return json.loads(store.get(RUN))["runs"]
+        runs = {run["run_id"]: run for run in json.loads(store.get(RUN))["runs"]}
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{store.location(RUN)!r} is not a run.json of wan-ray: {error!r}; move it away") from error
+    return list(runs.values())

@@ -6,13 +6,13 @@ import logging
 import shutil
 from pathlib import Path
 
-import fsspec
-
 from wan_ray.errors import CheckpointError
+from wan_ray.storage.blob import failing_as, open_filesystem, without_secrets
 
 logger = logging.getLogger(__name__)
 
 _WANTED = (".safetensors", ".json", ".pth", ".model")
+_FILE_SUFFIX = ".safetensors"  # a URL that ends so is one file, not a folder
 
 
 def stage_checkpoint(url: str, cache_dir: str) -> Path:
@@ -23,10 +23,13 @@ def stage_checkpoint(url: str, cache_dir: str) -> Path:
     """
     if "://" not in url:
         return Path(url).expanduser()
+    url = url.rstrip("/")
     cache = Path(cache_dir).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
-    key = f"{Path(url.rstrip('/')).name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
-    target = cache / (key + ".safetensors" if url.endswith(".safetensors") else key)
+    name = url.rpartition("/")[2].removesuffix(_FILE_SUFFIX)
+    key = f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    is_file = url.endswith(_FILE_SUFFIX)
+    target = cache / (key + _FILE_SUFFIX if is_file else key)
     with (cache / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
@@ -34,23 +37,27 @@ def stage_checkpoint(url: str, cache_dir: str) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             copied = _copy(url, partial)
-            (copied if target.suffix else partial).rename(target)
+            (copied[0] if is_file else partial).rename(target)
+            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _copy(url: str, folder: Path) -> Path:
-    filesystem, root = fsspec.core.url_to_fs(url)
-    try:
+def _copy(url: str, folder: Path) -> list[Path]:
+    """The weight files at the URL, copied into the folder under their paths in the checkpoint."""
+    filesystem, root = open_filesystem(url)
+    with failing_as(CheckpointError, f"cannot read the checkpoint {without_secrets(url)!r}"):
         names = [root] if filesystem.isfile(root) else filesystem.find(root)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {url!r} cannot be read: {error}") from error
-    wanted = [name for name in names if name.endswith(_WANTED)]
+    wanted = [str(name) for name in names if str(name).endswith(_WANTED)]
     if not wanted:
-        raise CheckpointError(f"checkpoint {url!r} holds no weight files ({', '.join(_WANTED)})")
-    local = folder
+        raise CheckpointError(
+            f"checkpoint {without_secrets(url)!r} holds no files that end in {', '.join(_WANTED)}; check the URL"
+        )
+    copies = []
     for name in wanted:
         local = folder / (name.removeprefix(root).lstrip("/") or Path(name).name)
         local.parent.mkdir(parents=True, exist_ok=True)
         logger.info("copying %s to %s", name, local)
-        filesystem.get_file(name, str(local))
-    return local
+        with failing_as(CheckpointError, f"cannot copy {name!r} to {str(local)!r}"):
+            filesystem.get_file(name, str(local))
+        copies.append(local)
+    return copies

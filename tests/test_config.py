@@ -1,0 +1,151 @@
+import pickle
+from pathlib import Path
+
+import pytest
+
+from wan_ray.config import ModelSection, RenderConfig, load_config
+from wan_ray.errors import ConfigError
+
+MINIMAL = "model: {variant: debug, checkpoint: checkpoint}\n"
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a config of this text into tmp_path/run and returns its path."""
+
+    def write(text):
+        file = tmp_path / "run" / "config.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def refusal(path, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value).removeprefix(f"config {str(path)!r}").removeprefix(": ")
+
+
+def test_a_minimal_config_has_the_release_s_video_quality_and_one_worker_per_stage(written):
+    config = load_config(written(MINIMAL))
+    assert (config.video.crf, config.video.preset) == (10, "medium")
+    assert [getattr(config.stages, s).replicas for s in ("encode", "denoise", "decode", "publish")] == [1, 1, 1, 1]
+    assert (config.model.dtype, config.model.device, config.manifest, config.output) == ("auto", "auto", None, None)
+    assert config.variant.name == "debug"
+
+
+def test_overrides_reach_into_sections_and_are_typed_as_yaml(written):
+    config = load_config(
+        written(MINIMAL + "video: {crf: 20}\nstages:\n  denoise: {replicas: 2}\n"),
+        [
+            "video.crf=18",
+            "stages.denoise.num_gpus=0.5",
+            "stages.encode.num_cpus=2",
+            "model.dtype=bfloat16",
+            "defaults.num_frames=33",
+            "defaults.labels={weather: rain}",
+            "defaults.negative_prompt=''",
+            "no_progress_timeout_s=90.5",
+            "manifest=s3://bucket/a=b.parquet",
+        ],
+    )
+    assert (config.video.crf, config.stages.denoise.num_gpus, config.stages.denoise.replicas) == (18, 0.5, 2)
+    assert (config.stages.encode.num_cpus, config.model.dtype) == (2.0, "bfloat16")
+    assert config.defaults == {"num_frames": 33, "labels": {"weather": "rain"}, "negative_prompt": ""}
+    assert (config.no_progress_timeout_s, config.manifest) == (90.5, "s3://bucket/a=b.parquet")
+
+
+def test_an_override_fills_a_section_that_the_file_leaves_empty(written):
+    assert load_config(written(MINIMAL + "video:\n"), ["video.crf=18"]).video.crf == 18
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("video.crf", "override 'video.crf' is not of the form key=value, e.g. video.crf=18"),
+        ("=18", "override '=18' is not of the form key=value, e.g. video.crf=18"),
+        ("video..crf=18", "override 'video..crf=18' is not of the form key=value, e.g. video.crf=18"),
+        ("manifest.file=a", "override 'manifest.file=a': 'manifest' is a value, not a section"),
+        ("model.variant.name=a", "override 'model.variant.name=a': 'model.variant' is a value, not a section"),
+        ("video.crf=99", "video.crf: 99 is more than 51; use 51 or less"),
+        ("video.crf=low", "video.crf: 'low' is not a whole number; give one"),
+        ("video.codec=h265", "video.codec is no setting; use one of crf, preset, threads"),
+        ("stages.denoise.replica=2", "stages.denoise.replica is no setting; did you mean 'replicas'?"),
+        ("stages.denois.replicas=2", "stages.denois is no setting; did you mean 'denoise'?"),
+        ("modle.dtype=auto", "modle is no setting; did you mean 'model'?"),
+        ("stages.denoise.num_gpus=1.5", "stages.denoise.num_gpus: 1.5 is neither a part of one GPU nor a whole number"),
+        ("stages.denoise.num_gpus=.inf", "stages.denoise.num_gpus: inf is not a finite number; give one"),
+        ("no_progress_timeout_s=.nan", "no_progress_timeout_s: nan is not a finite number; give one"),
+        ("model.dtype=fp8", "model.dtype: 'fp8' is not known; use 'auto', 'float32', 'bfloat16' or 'float16'"),
+        ("video=[18]", "video: [18] is not a section of settings; write them as name: value"),
+        ("defaults.num_frames=80", "defaults: num_frames: 80 is not 4n+1, the VAE's step in time; use 77 or 81"),
+        ("defaults.frame_num=81", "defaults: column 'frame_num' is not known; did you mean 'num_frames'? Rename it"),
+        ("defaults.id=a", "defaults: 'id' is not a column that can have a default; use one of task, negative_prompt,"),
+        ("defaults.source=a", "defaults: 'source' is not a column that can have a default; use one of task,"),
+        ("defaults.width=480", "defaults: width=480, height=None: give both or neither"),
+        ("model.variant=t2v-2B", "model.variant: 't2v-2B' is not known; use one of t2v-1.3B, t2v-14B, debug"),
+        ("model.checkpoint=7", "model.checkpoint: 7 is not text; write it as a string"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_rule(written, override, message):
+    assert refusal(written(MINIMAL + "manifest: m.parquet\n"), override).startswith(message)
+
+
+def test_an_override_that_is_no_yaml_is_named(written):
+    assert refusal(written(MINIMAL), "video.crf=[1").startswith("override 'video.crf=[1': the value is not YAML: ")
+
+
+def test_every_wrong_setting_is_named_at_once(written):
+    assert refusal(written("video: {crf: 99}\n")) == (
+        "model: missing, and there is no default; give one; video.crf: 99 is more than 51; use 51 or less"
+    )
+
+
+def test_what_is_no_config_at_all_is_told_apart(written, tmp_path):
+    missing = tmp_path / "none.yaml"
+    assert refusal(missing) == " cannot be read: No such file or directory"
+    assert refusal(tmp_path) == " cannot be read: Is a directory"
+    assert refusal(written("model: [\n")).startswith(" is not YAML: while parsing")
+    assert refusal(written("")) == " holds NoneType, not a mapping of settings"
+    assert refusal(written("- model\n")) == " holds list, not a mapping of settings"
+    binary = written("")
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert refusal(binary).startswith(" is not YAML: 'utf-8' codec can't decode")
+    assert "1" in refusal(written(MINIMAL + "1: 2\n"))
+
+
+def test_relative_paths_in_the_file_start_at_the_file_wherever_the_command_runs(written, tmp_path, monkeypatch):
+    text = "model: {variant: debug, checkpoint: weights, companions: ../other}\nmanifest: m.parquet\noutput: out\n"
+    file = written(text)
+    monkeypatch.chdir(tmp_path)
+    for config in (load_config(file), load_config("run/config.yaml")):
+        assert Path(config.model.checkpoint) == tmp_path / "run" / "weights"
+        assert config.model.companions == str(tmp_path / "run" / "../other")
+        assert config.manifest == str(tmp_path / "run" / "m.parquet")
+        assert config.output == str(tmp_path / "run" / "out")
+
+
+def test_relative_paths_in_overrides_start_at_the_working_directory(written, tmp_path, monkeypatch):
+    file = written(MINIMAL + "output: out\n")
+    monkeypatch.chdir(tmp_path)
+    config = load_config(file, ["model.checkpoint=weights", "manifest=./m.parquet", "output=s3://bucket/out"])
+    assert Path(config.model.checkpoint) == tmp_path / "weights"
+    assert config.manifest == str(tmp_path / "m.parquet")
+    assert config.output == "s3://bucket/out"
+    whole = load_config(file, ["model={variant: debug, checkpoint: weights}"])
+    assert Path(whole.model.checkpoint) == tmp_path / "weights"
+
+
+def test_urls_and_absolute_paths_stay_as_they_are(written):
+    text = "model: {variant: debug, checkpoint: 's3://b/wan'}\nmanifest: /data/m.parquet\noutput: ~/out\n"
+    config = load_config(written(text))
+    assert (config.model.checkpoint, config.manifest, config.output) == ("s3://b/wan", "/data/m.parquet", "~/out")
+
+
+def test_a_config_travels_between_processes_and_cannot_be_changed():
+    config = RenderConfig(model=ModelSection(variant="t2v-14B", checkpoint="x"), defaults={"seed": 1})
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(ValueError, match="frozen"):
+        config.output = "elsewhere"  # type: ignore[misc]
