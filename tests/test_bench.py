@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_ray.bench import BenchSizes, run_bench
+from wan_ray.bench import ENGINES, BenchSizes, run_bench
 from wan_ray.errors import ConfigError, MissingExtraError
 from wan_ray.model.debug import DebugSizes
 
@@ -24,13 +24,19 @@ def test_a_bench_compares_equal_work_and_reports_every_stage(
     assert report["outputs_agree"] is True
     assert len(report["relative_differences"]) == 2
     assert max(report["relative_differences"]) < 1e-4
-    assert list(report["seconds"]) == ["text_encode", "dit_step", "vae_decode", "write_mp4", "clip"]
-    for figure in report["seconds"].values():
+    stages = ["text_encode", "dit_step", "denoise", "vae_decode", "write_mp4", "clip"]
+    assert list(report["seconds"]) == stages
+    for stage in stages:
+        figure, samples = report["seconds"][stage], report["samples"][stage]
         assert figure["ratio"] == pytest.approx(figure["diffusers"] / figure["wan_ray"])
-    for engine in ("diffusers", "wan_ray"):
-        for clip in report["clip_seconds"][engine]:
-            stages = clip["text_encode"] + 2 * clip["dit_step"] + clip["vae_decode"] + clip["write_mp4"]
-            assert clip["clip"] == pytest.approx(stages)
+        for engine in ENGINES:
+            assert len(samples[engine]) == (4 if stage == "dit_step" else 2)
+            assert min(samples[engine]) <= figure[engine] <= max(samples[engine])
+    for engine in ENGINES:
+        first = {stage: report["samples"][stage][engine][0] for stage in stages}
+        assert first["clip"] == pytest.approx(
+            first["text_encode"] + first["denoise"] + first["vae_decode"] + first["write_mp4"]
+        )
         assert report["memory_mib"]["peak"][engine] >= report["memory_mib"]["loaded"][engine] > 10
     assert report["machine"]["cpu"]
     assert report["versions"]["diffusers"]

@@ -1,8 +1,9 @@
 """`wan-ray bench`: the same requests through diffusers' pipeline and through this package, on the same random weights.
 
 Each engine has a process of its own, under the same thread limits, and they take turns clip by clip after one warm-up
-clip each. Everything is float32 on the CPU; medians over clips are reported. Peak memory is the kernel's high-water
-mark of each process's resident memory, libraries and loading included.
+clip each. Everything is float32 on the CPU. Reported are medians over clips, for a step (two passes of the DiT,
+guidance and solver) over the steps of all clips. Peak memory is the kernel's high-water mark of each process's
+resident memory, libraries and loading included.
 
 diffusers runs as its documentation shows: WanPipeline called once per clip, in inference mode, with its default (SDPA)
 attention and no progress bar, on the released noise levels. What differs, by design: it pads both prompts to 512
@@ -42,6 +43,7 @@ LIMIT = 1e-4  # of the relative difference between the engines' latents
 _STAGES = {
     "text_encode": "text encode",
     "dit_step": "DiT step",
+    "denoise": "all steps",
     "vae_decode": "VAE decode",
     "write_mp4": "write MP4",
     "clip": "whole clip",
@@ -67,7 +69,7 @@ class BenchSizes:
     width: int = 160
     height: int = 96
     num_frames: int = 33
-    num_inference_steps: int = 10
+    num_inference_steps: int = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All figures. seconds: medians by stage; clip_seconds: every clip's stages, by engine.
+    """All figures. seconds: medians by stage; samples: what they are medians of, in order.
 
     Memory is what each process held when loaded, and its peak; empty where the system does not tell.
     """
@@ -97,7 +99,7 @@ class Report:
     seconds: Mapping[str, Compared]
     memory_mib: Mapping[str, Compared]
     relative_differences: Sequence[float]
-    clip_seconds: Mapping[EngineName, Sequence[Mapping[str, float]]]
+    samples: Mapping[str, Mapping[EngineName, Sequence[float]]]
 
     @property
     def outputs_agree(self) -> bool:
@@ -195,10 +197,12 @@ def _report(
     loaded: Mapping[EngineName, ProcessState],
     ended: Mapping[EngineName, ProcessState],
 ) -> Report:
-    seconds = {
-        stage: Compared(**{name: statistics.median(run.seconds[stage] for run in runs[name]) for name in ENGINES})
+    samples = {
+        stage: {name: [run.seconds[stage] for run in runs[name]] for name in ENGINES}
         for stage in _STAGES
+        if stage != "dit_step"
     }
+    samples["dit_step"] = {name: [s for run in runs[name] for s in run.step_seconds] for name in ENGINES}
     memory = {
         "loaded": Compared(**{name: loaded[name].resident_mib for name in ENGINES}),
         "peak": Compared(**{name: ended[name].peak_mib for name in ENGINES}),
@@ -213,13 +217,15 @@ def _report(
         versions={package: version(package) for package in ("wan-ray", "diffusers", "torch", "transformers")},
         sizes=sizes,
         num_clips=len(runs["wan_ray"]),
-        seconds=seconds,
+        seconds={
+            stage: Compared(**{name: statistics.median(samples[stage][name]) for name in ENGINES}) for stage in _STAGES
+        },
         memory_mib={name: figure for name, figure in memory.items() if math.isfinite(figure.ratio)},
         relative_differences=[
             float(np.linalg.norm(ours.latents - theirs.latents) / np.linalg.norm(theirs.latents))
             for theirs, ours in zip(runs["diffusers"], runs["wan_ray"], strict=True)
         ],
-        clip_seconds={name: [run.seconds for run in runs[name]] for name in ENGINES},
+        samples=samples,
     )
 
 

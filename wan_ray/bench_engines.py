@@ -29,9 +29,10 @@ EngineName = Literal["diffusers", "wan_ray"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRun:
-    """One clip: seconds by stage, and the latents before the VAE, float32 [16, T, h, w], for comparison."""
+    """One clip: seconds by stage and of each step; the latents before the VAE, float32 [16, T, h, w], to compare."""
 
     seconds: dict[str, float]
+    step_seconds: list[float]
     latents: np.ndarray
 
 
@@ -76,32 +77,35 @@ class OwnEngine:
         stages = self.renderer
         # A new stage has an empty cache: diffusers encodes the negative prompt for every clip, so does this.
         encode = EncodeStage(stages.encode.encoder, stages.encode.tokenizer, stages.encode.fingerprint)
-        marks = [time.perf_counter()]
+        step_ends: list[float] = []
+        started = time.perf_counter()
         item = encode(Item(name="", id=request.id, row=None, request=request, prompt=request.prompt))
-        marks.append(time.perf_counter())
-        latents = stages.denoise(item).tensors["latents"]
-        marks.append(time.perf_counter())
-        frames = np.concatenate(list(stages.decode.frames(latents)))
-        marks.append(time.perf_counter())
+        encoded = time.perf_counter()
+        item = stages.denoise(item, lambda *_: step_ends.append(time.perf_counter()))
+        frames = np.concatenate(list(stages.decode.frames(item.tensors["latents"])))
+        decoded = time.perf_counter()
         _write_mp4(frames, request)
-        marks.append(time.perf_counter())
-        return _clip_run(marks, latents, request)
+        marks = [started, encoded, step_ends[-1], decoded, time.perf_counter()]
+        return _clip_run(marks, step_ends, item.tensors["latents"])
 
 
 class DiffusersEngine:
     """diffusers' WanPipeline, called once per clip; hooks note when its stages end."""
 
     def __init__(self, checkpoint: Path) -> None:
+        # Not above: the other engine's process, whose memory is measured, has no need of diffusers.
         from wan_ray.diffusers_reference import diffusers_pipeline
 
         self.pipeline = diffusers_pipeline(find_checkpoint(checkpoint), flow_shift=TASK_DEFAULTS["t2v"].flow_shift)
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.text_encoder.register_forward_hook(self._note_text_encoded)
-        self.text_encoded = self.denoised = 0.0
-        self.latents: Tensor | None = None
+        self.encoded = 0.0
+        self.step_ends: list[float] = []
+        self.latents = torch.empty(0)
 
     @torch.inference_mode()
     def __call__(self, request: ResolvedRequest) -> ClipRun:
+        self.step_ends = []
         started = time.perf_counter()
         video = self.pipeline(
             prompt=request.prompt,
@@ -119,30 +123,25 @@ class DiffusersEngine:
         frames = (video * 255).round().astype(np.uint8)
         decoded = time.perf_counter()
         _write_mp4(frames, request)
-        marks = [started, self.text_encoded, self.denoised, decoded, time.perf_counter()]
-        assert self.latents is not None
-        return _clip_run(marks, self.latents[0], request)
+        marks = [started, self.encoded, self.step_ends[-1], decoded, time.perf_counter()]
+        return _clip_run(marks, self.step_ends, self.latents[0])
 
     def _note_text_encoded(self, *_: object) -> None:
         """The last call is the negative prompt's."""
-        self.text_encoded = time.perf_counter()
+        self.encoded = time.perf_counter()
 
     def _note_step_ended(self, pipeline: object, step: int, timestep: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
-        self.denoised, self.latents = time.perf_counter(), kept["latents"]
+        self.step_ends.append(time.perf_counter())
+        self.latents = kept["latents"]
         return kept
 
 
-def _clip_run(marks: list[float], latents: Tensor, request: ResolvedRequest) -> ClipRun:
-    """marks: the clip's start and the ends of its four stages."""
-    text, denoise, decode, mp4 = (end - start for start, end in pairwise(marks))
-    seconds = {
-        "text_encode": text,
-        "dit_step": denoise / request.num_inference_steps,
-        "vae_decode": decode,
-        "write_mp4": mp4,
-        "clip": marks[-1] - marks[0],
-    }
-    return ClipRun(seconds=seconds, latents=latents.numpy())
+def _clip_run(marks: list[float], step_ends: list[float], latents: Tensor) -> ClipRun:
+    """marks: the clip's start and the ends of its four stages. The first step begins where the text is encoded."""
+    stages = ("text_encode", "denoise", "vae_decode", "write_mp4")
+    seconds = {stage: end - start for stage, (start, end) in zip(stages, pairwise(marks), strict=True)}
+    steps = [end - start for start, end in pairwise([marks[1], *step_ends])]
+    return ClipRun(seconds={**seconds, "clip": marks[-1] - marks[0]}, step_seconds=steps, latents=latents.numpy())
 
 
 def _write_mp4(frames: np.ndarray, request: ResolvedRequest) -> None:

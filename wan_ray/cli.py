@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     debug.set_defaults(run=_init_debug)
     bench = commands.add_parser("bench", help="time this engine beside diffusers on the same random weights")
     bench.add_argument("--json", type=Path, help="also write the figures to this file")
-    bench.add_argument("--clips", type=int, default=3, help="clips per engine, alternating (default 3)")
+    bench.add_argument("--clips", type=int, default=5, help="clips per engine, alternating (default 5)")
     bench.set_defaults(run=_bench)
     return parser
 

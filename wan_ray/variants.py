@@ -41,7 +41,10 @@ TASK_DEFAULTS: dict[Task, TaskDefaults] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DiTArchitecture:
-    """Sizes of a denoiser; head width is dim / num_heads."""
+    """Sizes of a denoiser; head width is dim / num_heads.
+
+    image_tokens: 0 without, 257 with one (I2V), 514 with two (FLF2V) images. vace_layers: the blocks that take a hint.
+    """
 
     dim: int
     ffn_dim: int
@@ -51,6 +54,9 @@ class DiTArchitecture:
     out_channels: int = 16
     text_dim: int = 4096
     frequency_dim: int = 256
+    image_tokens: int = 0
+    vace_layers: tuple[int, ...] = ()
+    vace_in_channels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

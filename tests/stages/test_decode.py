@@ -42,6 +42,15 @@ def test_the_clip_shows_the_decoded_frames(decode, make_item):
     assert np.abs(shown.mean((1, 2)) - frames.mean((1, 2))).max() < 2
 
 
+def test_frames_are_the_released_video_in_rounded_levels(decode, golden):
+    computed, _ = golden("t2v")
+    frames = np.concatenate(list(decode.frames(computed["latents"].reshape(16, 3, 8, 12))))
+    levels = (computed["video"].float().permute(1, 2, 3, 0) + 1) * 127.5
+    away = torch.from_numpy(frames).float() - levels
+    assert away.abs().max() < 0.6  # 0.5, and what float16 in the golden adds
+    assert away.mean().abs() < 0.02
+
+
 def test_an_image_is_a_png_of_exactly_the_decoded_frame(decode, make_item):
     item = with_latents(make_item(task="t2i", width=64, height=48))
     frames = np.concatenate(list(decode.frames(item.tensors["latents"])))

@@ -8,6 +8,7 @@ from wan_ray.model.rope import rotate
 
 EPS = 1e-6
 KeysValues = tuple[Tensor, Tensor]
+Sources = tuple[KeysValues, ...]
 
 
 class RMSNorm(nn.Module):
@@ -38,12 +39,10 @@ class Attention(nn.Module):
         """[B, N, H * D] to [B, N, H, D]."""
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def join(self, q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-        """Attention over all keys, heads joined and projected: [B, N, H * D]."""
-        attended = F.scaled_dot_product_attention(
-            q_BNHD.transpose(1, 2), k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2)
-        )
-        return self.o(attended.transpose(1, 2).flatten(2))
+    def attend(self, q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+        """Attention over all keys, heads joined: [B, N, H * D]."""
+        q, k, v = (x.transpose(1, 2) for x in (q_BNHD, k_BLHD, v_BLHD))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(Attention):
@@ -52,15 +51,32 @@ class SelfAttention(Attention):
     def forward(self, x_BND: Tensor, rotary: Tensor) -> Tensor:
         q = rotate(self.heads(self.norm_q(self.q(x_BND))), rotary)
         k = rotate(self.heads(self.norm_k(self.k(x_BND))), rotary)
-        return self.join(q, k, self.heads(self.v(x_BND)))
+        return self.o(self.attend(q, k, self.heads(self.v(x_BND))))
 
 
 class CrossAttention(Attention):
-    """Video tokens attend to the text, whose keys and values are the same at every step."""
+    """Video tokens attend to the text and, in image models, to an image: two attentions, added.
 
-    def keys_values(self, context_BLD: Tensor) -> KeysValues:
-        """Computed once per clip, not once per step."""
-        return self.heads(self.norm_k(self.k(context_BLD))), self.heads(self.v(context_BLD))
+    Keys and values do not change from step to step.
+    """
 
-    def forward(self, x_BND: Tensor, context: KeysValues) -> Tensor:
-        return self.join(self.heads(self.norm_q(self.q(x_BND))), *context)
+    def __init__(self, dim: int, num_heads: int, *, with_image: bool) -> None:
+        super().__init__(dim, num_heads)
+        if with_image:
+            self.k_img = nn.Linear(dim, dim)
+            self.v_img = nn.Linear(dim, dim)
+            self.norm_k_img = RMSNorm(dim)
+
+    def sources(self, text_BLD: Tensor, image_BLD: Tensor | None) -> Sources:
+        """Keys and values of the text and of the image, if there is one: once per clip, not once per step."""
+        text = (self.heads(self.norm_k(self.k(text_BLD))), self.heads(self.v(text_BLD)))
+        if image_BLD is None:
+            return (text,)
+        return text, (self.heads(self.norm_k_img(self.k_img(image_BLD))), self.heads(self.v_img(image_BLD)))
+
+    def forward(self, x_BND: Tensor, sources: Sources) -> Tensor:
+        q = self.heads(self.norm_q(self.q(x_BND)))
+        attended = self.attend(q, *sources[0])
+        for keys, values in sources[1:]:
+            attended = attended + self.attend(q, keys, values)
+        return self.o(attended)

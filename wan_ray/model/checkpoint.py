@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import UMT5EncoderModel
 
 from wan_ray.errors import CheckpointError
+from wan_ray.model.blocks import TOKENS_PER_IMAGE
 from wan_ray.model.dit import DiT, parameter_dtype
 from wan_ray.model.key_maps import (
     dit_name_from_diffusers,
@@ -173,16 +174,33 @@ def dit_architecture(shapes: dict[str, Shape], *, config_heads: int | None = Non
             dim=dim,
             ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
             num_heads=heads,
-            num_layers=1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+            num_layers=(num_layers := _count(shapes, "blocks.")),
             in_channels=in_channels,
             out_channels=shapes["head.head.weight"][0] // 4,
             text_dim=shapes["text_embedding.0.weight"][1],
             frequency_dim=shapes["time_embedding.0.weight"][1],
+            image_tokens=_image_tokens(shapes),
+            # As released, hints go to every so many-th block: every 5th of 40, every 2nd of 30.
+            vace_layers=tuple(range(0, num_layers, -(-num_layers // hints)))
+            if (hints := _count(shapes, "vace_blocks."))
+            else (),
+            vace_in_channels=shapes.get("vace_patch_embedding.weight", (0, 0))[1],
         )
     except KeyError as error:
         raise CheckpointError(f"not a Wan2.1 DiT: tensor {error.args[0]!r} is missing") from None
     except (IndexError, ValueError) as error:
         raise CheckpointError(f"not a Wan2.1 DiT: a tensor has another rank or name ({error})") from None
+
+
+def _count(shapes: dict[str, Shape], prefix: str) -> int:
+    """How many numbered blocks there are under a prefix."""
+    return 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith(prefix)), default=-1)
+
+
+def _image_tokens(shapes: dict[str, Shape]) -> int:
+    if "img_emb.emb_pos" in shapes:
+        return shapes["img_emb.emb_pos"][1]
+    return TOKENS_PER_IMAGE if "img_emb.proj.0.weight" in shapes else 0
 
 
 def _heads_in_config(file: Path | None, shapes: dict[str, Shape]) -> int | None:

@@ -1,13 +1,15 @@
 """The Wan2.1 denoiser. Letters: B batch, C channels, T H W latent frames, rows, columns, N tokens, D width."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_ray.model.attention import EPS, CrossAttention, KeysValues, SelfAttention
+from wan_ray.model.attention import Sources
+from wan_ray.model.blocks import Block, ImageEmbedding, VaceBlock, modulate
 from wan_ray.model.rope import rotary_table
 from wan_ray.variants import DiTArchitecture
 
@@ -15,32 +17,21 @@ TEXT_LENGTH = 512
 PATCH = 2  # rows and columns of one token; a token is one latent frame deep
 
 # These decide the residual stream's precision and cost next to nothing: kept in float32 whatever the weights are.
-_FLOAT32_PARTS = ("modulation", "norm", "time_embedding", "time_projection", "head")
-
-Context = Sequence[KeysValues]
+_FLOAT32_PARTS = ("modulation", "norm", "time_embedding", "time_projection", "head", "img_emb")
 
 
-class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward on a float32 residual stream."""
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """All that a clip's steps have in common: keys and values per block, and what the latents are conditioned on.
 
-    def __init__(self, architecture: DiTArchitecture) -> None:
-        super().__init__()
-        dim = architecture.dim
-        self.self_attn = SelfAttention(dim, architecture.num_heads)
-        self.norm3 = nn.LayerNorm(dim, eps=EPS)
-        self.cross_attn = CrossAttention(dim, architecture.num_heads)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, architecture.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(architecture.ffn_dim, dim)
-        )
-        self.modulation = nn.Parameter(torch.empty(1, 6, dim))
+    condition: [1, C, T, H, W], joined to the latents' channels (image models). control: tokens [1, N, D] (VACE).
+    """
 
-    def forward(self, x_BND: Tensor, time_B6D: Tensor, rotary: Tensor, context: KeysValues) -> Tensor:
-        dtype = self.self_attn.q.weight.dtype
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time_B6D).split(1, dim=1)
-        x = x_BND
-        x = x + self.self_attn(_modulate(x, shift, scale).to(dtype), rotary) * gate
-        x = x + self.cross_attn(self.norm3(x).to(dtype), context)
-        return x + self.ffn(_modulate(x, ffn_shift, ffn_scale).to(dtype)) * ffn_gate
+    blocks: list[Sources]
+    vace_blocks: list[Sources]
+    condition: Tensor | None = None
+    control: Tensor | None = None
+    control_scale: float = 1.0
 
 
 class Head(nn.Module):
@@ -53,11 +44,11 @@ class Head(nn.Module):
 
     def forward(self, x_BND: Tensor, time_BD: Tensor) -> Tensor:
         shift, scale = (self.modulation + time_BD[:, None]).split(1, dim=1)
-        return self.head(_modulate(x_BND, shift, scale))
+        return self.head(modulate(x_BND, shift, scale))
 
 
 class DiT(nn.Module):
-    """Velocity of noisy latents under a text; parameters named as released (Wan2.1 model.py, 9737cba).
+    """Velocity of noisy latents under a text; parameters named as released (Wan2.1 model.py, vace_model.py, 9737cba).
 
     The caller owns dtype and device; parameters named in _FLOAT32_PARTS must stay float32 (see parameter_dtype).
     """
@@ -66,7 +57,7 @@ class DiT(nn.Module):
         super().__init__()
         self.architecture = architecture
         dim = architecture.dim
-        self.patch_embedding = nn.Conv3d(architecture.in_channels, dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH))
+        self.patch_embedding = _patch_embedding(architecture.in_channels, dim)
         self.text_embedding = nn.Sequential(
             nn.Linear(architecture.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
         )
@@ -74,15 +65,41 @@ class DiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.num_layers))
         self.head = Head(dim, PATCH * PATCH * architecture.out_channels)
+        if architecture.image_tokens:
+            self.img_emb = ImageEmbedding(architecture)
+        if architecture.vace_layers:
+            self.vace_patch_embedding = _patch_embedding(architecture.vace_in_channels, dim)
+            self.vace_blocks = nn.ModuleList(VaceBlock(architecture, first=n == 0) for n in architecture.vace_layers)
 
-    def encode_context(self, context_LD: Tensor) -> Context:
-        """Keys and values of every block for one text of at most 512 tokens, [L, text_dim]: once per clip.
+    def encode_context(
+        self,
+        context_LD: Tensor,
+        *,
+        image_features: Tensor | None = None,
+        condition: Tensor | None = None,
+        vace_context: Tensor | None = None,
+        context_scale: float = 1.0,
+    ) -> Context:
+        """What all steps of one clip share, computed once.
 
-        The text is padded with zeros to 512 tokens that are attended to, as the model was trained.
+        context_LD: a text of at most 512 tokens, [L, text_dim]; it is padded with zeros to 512 tokens that are
+        attended to, as the model was trained. image_features: CLIP's [257 or 514, 1280]; condition: [20, T, H, W]
+        (both for image models). vace_context: [96, T, H, W]; context_scale: the weight of VACE's hints.
         """
-        padded = F.pad(context_LD.to(self.patch_embedding.weight), (0, 0, 0, TEXT_LENGTH - context_LD.shape[0]))
-        embedded = self.text_embedding(padded[None])
-        return [block.cross_attn.keys_values(embedded) for block in cast(Iterable[Block], self.blocks)]
+        dtype = self.patch_embedding.weight.dtype
+        padded = F.pad(context_LD.to(dtype), (0, 0, 0, TEXT_LENGTH - context_LD.shape[0]))
+        text = self.text_embedding(padded[None])
+        image = None if image_features is None else self.img_emb(image_features[None].float()).to(dtype)
+        control = None if vace_context is None else _embed_patches(self.vace_patch_embedding, vace_context[None])
+        return Context(
+            blocks=[block.cross_attn.sources(text, image) for block in _blocks(self.blocks)],
+            vace_blocks=[]
+            if control is None
+            else [block.cross_attn.sources(text, image) for block in _blocks(self.vace_blocks)],
+            condition=None if condition is None else condition[None],
+            control=control,
+            control_scale=context_scale,
+        )
 
     def forward(self, latents_BCTHW: Tensor, timestep: int, context: Context) -> Tensor:
         """Velocity, float32, of the shape of the latents; rows and columns must be even."""
@@ -92,17 +109,39 @@ class DiT(nn.Module):
         rotary = rotary_table(grid, head_dim, latents_BCTHW.device)
         time_BD = self.time_embedding(sinusoid(timestep, self.architecture.frequency_dim, latents_BCTHW.device))
         time_B6D = self.time_projection(time_BD).unflatten(1, (6, -1))
-        x = self._embed_patches(latents_BCTHW)
-        for block, keys_values in zip(self.blocks, context, strict=True):
-            x = block(x, time_B6D, rotary, keys_values)
+        if context.condition is not None:
+            latents_BCTHW = torch.cat([latents_BCTHW, context.condition], dim=1)
+        x = _embed_patches(self.patch_embedding, latents_BCTHW)
+        stream = None if context.control is None else _vace_blocks(self)[0].enter(context.control, x)
+        for index, block in enumerate(self.blocks):
+            x_next = block(x, time_B6D, rotary, context.blocks[index])
+            if stream is not None and index in self.architecture.vace_layers:
+                # Hints depend on the stream alone, so each is made where it is used, and none is kept.
+                n = self.architecture.vace_layers.index(index)
+                vace_block = _vace_blocks(self)[n]
+                stream = vace_block(stream, time_B6D, rotary, context.vace_blocks[n])
+                x_next = x_next + context.control_scale * vace_block.hint(stream)
+            x = x_next
         return _unpatchify(self.head(x, time_BD), grid)
 
-    def _embed_patches(self, latents_BCTHW: Tensor) -> Tensor:
-        """Patches as rows of one matrix product: [B, N, D] in float32."""
-        weight = self.patch_embedding.weight
-        patches = latents_BCTHW.unflatten(4, (-1, PATCH)).unflatten(3, (-1, PATCH))  # B C T h p w q
-        rows = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
-        return F.linear(rows.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias).float()
+
+def _patch_embedding(in_channels: int, dim: int) -> nn.Conv3d:
+    return nn.Conv3d(in_channels, dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH))
+
+
+def _embed_patches(embedding: nn.Conv3d, x_BCTHW: Tensor) -> Tensor:
+    """Patches as rows of one matrix product: [B, N, D] in float32."""
+    patches = x_BCTHW.unflatten(4, (-1, PATCH)).unflatten(3, (-1, PATCH))  # B C T h p w q
+    rows = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+    return F.linear(rows.to(embedding.weight.dtype), embedding.weight.flatten(1), embedding.bias).float()
+
+
+def _blocks(modules: nn.ModuleList) -> Iterable[Block]:
+    return cast(Iterable[Block], modules)
+
+
+def _vace_blocks(model: DiT) -> Sequence[VaceBlock]:
+    return cast(Sequence[VaceBlock], model.vace_blocks)
 
 
 def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -115,10 +154,6 @@ def sinusoid(timestep: int, dim: int, device: torch.device) -> Tensor:
     frequencies = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64, device=device) / (dim // 2))
     angles = timestep * frequencies
     return torch.cat([angles.cos(), angles.sin()])[None].float()
-
-
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
 
 
 def _unpatchify(x_BND: Tensor, grid: tuple[int, int, int]) -> Tensor:

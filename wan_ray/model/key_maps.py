@@ -82,8 +82,17 @@ _DIT_PLACES = {
     "condition_embedder.time_proj": "time_projection.1",
     "condition_embedder.text_embedder.linear_1": "text_embedding.0",
     "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.image_embedder.norm1": "img_emb.proj.0",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+    "condition_embedder.image_embedder.norm2": "img_emb.proj.4",
     "patch_embedding": "patch_embedding",
+    "vace_patch_embedding": "vace_patch_embedding",
     "proj_out": "head.head",
+}
+_DIT_TENSORS = {
+    "scale_shift_table": "head.modulation",
+    "condition_embedder.image_embedder.pos_embed": "img_emb.emb_pos",
 }
 _DIT_LAYERS = {
     "attn1": "self_attn",
@@ -97,18 +106,23 @@ _DIT_LAYERS = {
     "norm2": "norm3",  # the one norm with parameters stands before cross-attention
     "norm_q": "norm_q",
     "norm_k": "norm_k",
+    "add_k_proj": "k_img",
+    "add_v_proj": "v_img",
+    "norm_added_k": "norm_k_img",
+    "proj_in": "before_proj",
+    "proj_out": "after_proj",
 }
 _DIT_LAYER = re.compile("|".join(map(re.escape, sorted(_DIT_LAYERS, key=len, reverse=True))))
 
 
 def dit_name_from_diffusers(name: str) -> str:
-    """Released name of a tensor of diffusers' WanTransformer3DModel; CheckpointError if it has none."""
-    if name == "scale_shift_table":
-        return "head.modulation"
+    """Released name of a tensor of diffusers' Wan (or VACE) transformer; CheckpointError if it has none."""
+    if name in _DIT_TENSORS:
+        return _DIT_TENSORS[name]
     place, _, leaf = name.rpartition(".")
     if place in _DIT_PLACES:
         return f"{_DIT_PLACES[place]}.{leaf}"
-    if match := re.fullmatch(r"(blocks\.\d+)\.(.+)", name):
+    if match := re.fullmatch(r"((?:vace_)?blocks\.\d+)\.(.+)", name):
         block, layer = match.groups()
         if layer == "scale_shift_table":
             return f"{block}.modulation"
@@ -151,3 +165,36 @@ def text_encoder_name_to_released(name: str) -> str:
     if match is None or match[2] not in layers:
         raise CheckpointError(f"unknown umT5 tensor {name!r}; it is not one of transformers' UMT5EncoderModel")
     return f"blocks.{match[1]}.{layers[match[2]]}.weight"
+
+
+_IMAGE_PLACES = {
+    "visual.cls_embedding": "embeddings.class_embedding",
+    "visual.pos_embedding": "embeddings.position_embedding.weight",
+    "visual.patch_embedding.weight": "embeddings.patch_embedding.weight",
+    "visual.pre_norm.weight": "pre_layrnorm.weight",  # transformers' own spelling
+    "visual.pre_norm.bias": "pre_layrnorm.bias",
+}
+_IMAGE_LAYERS = {
+    "norm1": ("layer_norm1",),
+    "attn.to_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn.proj": ("self_attn.out_proj",),
+    "norm2": ("layer_norm2",),
+    "mlp.0": ("mlp.fc1",),
+    "mlp.2": ("mlp.fc2",),
+}
+_IMAGE_UNUSED = ("textual.", "log_scale", "visual.head", "visual.post_norm.")
+
+
+def image_encoder_names_from_released(name: str) -> tuple[str, ...]:
+    """transformers' names for the equal parts of a tensor of the released CLIP file, in order; none if it is not run.
+
+    CheckpointError if the file has no such tensor.
+    """
+    if name.startswith(_IMAGE_UNUSED):
+        return ()
+    if name in _IMAGE_PLACES:
+        return (_IMAGE_PLACES[name],)
+    match = re.fullmatch(r"visual\.transformer\.(\d+)\.(.+)\.(weight|bias)", name)
+    if match is None or match[2] not in _IMAGE_LAYERS:
+        raise CheckpointError(f"unknown image encoder tensor {name!r}; give the release's CLIP file")
+    return tuple(f"encoder.layers.{match[1]}.{layer}.{match[3]}" for layer in _IMAGE_LAYERS[match[2]])
