@@ -5,6 +5,7 @@ import pytest
 
 from wan_ray.config import ModelSection, RenderConfig, load_config
 from wan_ray.errors import ConfigError
+from wan_ray.variants import VARIANTS
 
 MINIMAL = "model: {variant: debug, checkpoint: checkpoint}\n"
 
@@ -33,7 +34,7 @@ def test_a_minimal_config_has_the_release_s_video_quality_and_one_worker_per_sta
     assert (config.video.crf, config.video.preset) == (10, "medium")
     assert [getattr(config.stages, s).replicas for s in ("encode", "denoise", "decode", "publish")] == [1, 1, 1, 1]
     assert (config.model.dtype, config.model.device, config.manifest, config.output) == ("auto", "auto", None, None)
-    assert config.variant.name == "debug"
+    assert [model.variant for model in config.all_models] == ["debug"]
 
 
 def test_overrides_reach_into_sections_and_are_typed_as_yaml(written):
@@ -85,7 +86,7 @@ def test_an_override_fills_a_section_that_the_file_leaves_empty(written):
         ("defaults.id=a", "defaults: 'id' is not a column that can have a default; use one of task, negative_prompt,"),
         ("defaults.source=a", "defaults: 'source' is not a column that can have a default; use one of task,"),
         ("defaults.width=480", "defaults: width=480, height=None: give both or neither"),
-        ("model.variant=t2v-2B", "model.variant: 't2v-2B' is not known; use one of t2v-1.3B, t2v-14B, debug"),
+        ("model.variant=t2v-2B", "model.variant: 't2v-2B' is not known; use one of " + ", ".join(VARIANTS)),
         ("model.checkpoint=7", "model.checkpoint: 7 is not text; write it as a string"),
     ],
 )
@@ -98,8 +99,20 @@ def test_an_override_that_is_no_yaml_is_named(written):
 
 
 def test_every_wrong_setting_is_named_at_once(written):
-    assert refusal(written("video: {crf: 99}\n")) == (
-        "model: missing, and there is no default; give one; video.crf: 99 is more than 51; use 51 or less"
+    assert refusal(written("model: {checkpoint: c}\nvideo: {crf: 99}\n")) == (
+        "model.variant: missing, and there is no default; give one; video.crf: 99 is more than 51; use 51 or less"
+    )
+
+
+def test_a_config_names_one_model_or_a_list_of_different_ones(written):
+    assert refusal(written("video: {crf: 9}\n")) == "give either model, for one, or models, for a list of them"
+    twice = "models: [{variant: debug, checkpoint: a}, {variant: debug, checkpoint: b}]\n"
+    assert refusal(written(twice)) == "models: debug, debug names a variant twice; rows could not tell them apart"
+    both = "models: [{variant: debug, checkpoint: a}, {variant: debug-i2v, checkpoint: b}]\n"
+    file = written(both)
+    assert [model.checkpoint for model in load_config(file).all_models] == [str(file.parent / n) for n in "ab"]
+    assert refusal(written("models: [{variant: debug, checkpoint: a, dtyp: x}]\n")) == (
+        "models.0.dtyp is no setting; did you mean 'dtype'?"
     )
 
 
@@ -122,7 +135,7 @@ def test_relative_paths_in_the_file_start_at_the_file_wherever_the_command_runs(
     monkeypatch.chdir(tmp_path)
     for config in (load_config(file), load_config("run/config.yaml")):
         assert Path(config.model.checkpoint) == tmp_path / "run" / "weights"
-        assert config.model.companions == str(tmp_path / "run" / "../other")
+        assert config.model.companions == str(tmp_path / "other")
         assert config.manifest == str(tmp_path / "run" / "m.parquet")
         assert config.output == str(tmp_path / "run" / "out")
 

@@ -32,7 +32,7 @@ def rendered(debug_checkpoint, tmp_path_factory):
     model = ModelSection(variant="debug", checkpoint=str(debug_checkpoint), device="cpu")
     loader = StageLoader(model=model, video=VideoSection(preset="ultrafast", threads=1))
     encode, denoise, decode = loader.encode(), loader.denoise(), loader.decode()
-    publish = PublishStage(output, run_id="r1", variant="debug")
+    publish = PublishStage(output, run_id="r1")
     store = Store(output)
     write_run(store, {"run_id": "r1", "num_rows": len(ROWS) + 1, "status": "finished", "started_at": "now"})
     with IndexWriter(store, "r1", {}) as index:

@@ -399,7 +399,7 @@ def test_each_variant_gives_a_row_its_own_size(variant, size):
 
 def test_a_variant_refuses_tasks_that_are_not_its_own_and_names_its_own():
     request = parse(task="i2v", image="a.png").request
-    with pytest.raises(RequestError, match=r"^task: 'i2v' is not one of t2v-1.3B's, which are t2v, t2i$"):
+    with pytest.raises(RequestError, match=r"no model of this run renders 'i2v': t2v-1.3B renders t2v, t2i;"):
         resolve(request, get_variant("t2v-1.3B"))
 
 

@@ -92,10 +92,12 @@ def _config_and_plan(options: argparse.Namespace) -> tuple[RenderConfig, Plan]:
 
 def _plan(options: argparse.Namespace) -> int:
     config, plan = _config_and_plan(options)
-    print(f"{len(plan.names)} rows for {config.variant.name}: {len(plan.refused)} invalid")
-    print(f"\n{'rows':>8}  task   size       frames  steps")
-    for (task, width, height, num_frames, steps), count in sorted(plan.buckets.items()):
-        print(f"{count:>8}  {task:<5}  {f'{width}x{height}':<9}  {num_frames:>6}  {steps:>5}")
+    models = ", ".join(section.variant for section in config.all_models)
+    print(f"{len(plan.names)} rows for {models}: {len(plan.refused)} invalid")
+    print(f"\n{'rows':>8}  {'model':<12}  task   size       frames  steps")
+    for (variant, task, width, height, num_frames, steps), count in sorted(plan.buckets.items()):
+        size = f"{width}x{height}" if width else "by image"
+        print(f"{count:>8}  {variant:<12}  {task:<5}  {size:<9}  {num_frames:>6}  {steps:>5}")
     for warning, count in plan.warnings.most_common():
         print(f"\nwarning, {count} rows: {warning}")
     _print_invalid(plan, sys.stdout)

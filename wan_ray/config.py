@@ -1,16 +1,17 @@
 """RenderConfig: everything about a run that is not in its manifest; one YAML file and key=value overrides."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wan_ray.errors import ConfigError, RequestError
 from wan_ray.request import FIELDS, check_columns, parse_row
-from wan_ray.variants import VARIANTS, Variant, get_variant
+from wan_ray.variants import VARIANTS
 from wan_ray.wording import in_words
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -19,6 +20,13 @@ Device = Literal["auto", "cpu", "cuda"]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AdapterSection(_Section):
+    """A LoRA .safetensors file, by path or fsspec URL, and its strength; merged into the weights as they load."""
+
+    path: str
+    scale: float = 1.0
 
 
 class ModelSection(_Section):
@@ -31,6 +39,7 @@ class ModelSection(_Section):
     variant: str
     checkpoint: str
     companions: str | None = None
+    adapters: tuple[AdapterSection, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Device = "auto"
     cache_dir: str = "~/.cache/wan_ray"
@@ -78,12 +87,14 @@ class VideoSection(_Section):
 class RenderConfig(_Section):
     """A run. manifest and output are a local path or any fsspec URL; defaults fill what a row leaves empty.
 
-    A default that means nothing to a row's task, such as num_frames to t2i, is not applied to it.
+    A row goes to the first of the models that renders its task and was trained at its size, else to the first that
+    renders its task. A default that means nothing to a row's task, such as num_frames to t2i, is not applied to it.
     no_progress_timeout_s ends a run in which nothing finished for so long: set it above one clip's time.
     ray_address is "auto" for the running cluster, "local" for one of this process's own.
     """
 
-    model: ModelSection
+    model: ModelSection | None = None
+    models: tuple[ModelSection, ...] = ()
     manifest: str | None = None
     output: str | None = None
     defaults: dict[str, object] = {}
@@ -106,9 +117,19 @@ class RenderConfig(_Section):
             raise ValueError(str(error)) from None
         return value
 
+    @model_validator(mode="after")
+    def _names_its_models(self) -> "RenderConfig":
+        names = [section.variant for section in self.all_models]
+        if (self.model is None) == (not self.models):
+            raise ValueError("give either model, for one, or models, for a list of them")
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: {', '.join(names)} names a variant twice; rows could not tell them apart")
+        return self
+
     @property
-    def variant(self) -> Variant:
-        return get_variant(self.model.variant)
+    def all_models(self) -> tuple[ModelSection, ...]:
+        """The models in the order of the config."""
+        return self.models or tuple(filter(None, (self.model,)))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RenderConfig:
@@ -137,23 +158,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RenderConfig
 def _problem(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return in_words(error)
-    section: Any = RenderConfig
     *parents, name = error["loc"]
+    section: Any = RenderConfig
     for parent in parents:
-        section = section.model_fields[parent].annotation
+        if isinstance(parent, str):  # not a position in models
+            annotation = section.model_fields[parent].annotation
+            section = next((t for t in get_args(annotation) if hasattr(t, "model_fields")), annotation)
     known = list(section.model_fields)
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
-    return f"{'.'.join(error['loc'])} is no setting; {meant}"
+    return f"{'.'.join(map(str, error['loc']))} is no setting; {meant}"
 
 
 def _anchor_paths_(data: dict[str, object], folder: Path) -> None:
-    for section, keys in ((data, ("manifest", "output")), (data.get("model"), ("checkpoint", "companions"))):
+    listed = data.get("models")
+    models = [data.get("model"), *(listed if isinstance(listed, list) else [])]
+    adapters = [adapter for model in models if isinstance(model, dict) for adapter in model.get("adapters") or ()]
+    places = [(data, ("manifest", "output")), *((model, ("checkpoint", "companions")) for model in models)]
+    for section, keys in (*places, *((adapter, ("path",)) for adapter in adapters)):
         if isinstance(section, dict):
             for key in keys:
                 value = section.get(key)
                 if isinstance(value, str) and "://" not in value and not Path(value).expanduser().is_absolute():
-                    section[key] = str(folder / value)
+                    section[key] = os.path.normpath(folder / value)
 
 
 def _apply_override_(data: dict[str, object], override: str) -> None:

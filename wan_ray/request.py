@@ -3,12 +3,13 @@
 A rule stands in one place and says value, rule and fix. Below this module a request is trusted.
 """
 
+import base64
 import datetime
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -162,6 +163,8 @@ class RenderRequest(BaseModel):
             broken.append(f"num_frames: 1 for task {self.task!r}; use task 't2i' for an image, or 5 or more")
         if self.context_scale is not None and self.task != "vace":
             broken.append(f"context_scale: only task 'vace' has one, not {self.task!r}; leave it empty")
+        if self.mask_video and not self.control_video:
+            broken.append("mask_video: without a control_video there is nothing to keep; give both or neither")
         required, optional = _MEDIA_OF[self.task]
         given = [f for f in MEDIA_FIELDS if getattr(self, f)]
         broken += [f"{f}: task {self.task!r} needs one" for f in required if f not in given]
@@ -179,9 +182,13 @@ _FIELD_SET = frozenset(FIELDS)
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRequest:
-    """A request with every default filled in for one model; nothing about it is open any more."""
+    """A request with every default filled in for one model.
+
+    width and height are 0 where a first image will decide them; media holds paths, URLs and data URLs by field.
+    """
 
     id: str
+    variant: str
     task: Task
     prompt: str
     negative_prompt: str
@@ -194,7 +201,9 @@ class ResolvedRequest:
     flow_shift: float
     solver: Solver
     seed: int
+    context_scale: float
     labels: Mapping[str, str]
+    media: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,16 +276,27 @@ def seed_from_id(request_id: str) -> int:
     return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") >> 11
 
 
+def choose_variant(request: RenderRequest, variants: Sequence[Variant]) -> Variant:
+    """The first that renders the task and was trained at the size; else the first that renders it at all.
+
+    RequestError when none renders the task.
+    """
+    able = [variant for variant in variants if request.task in variant.tasks]
+    if not able:
+        known = "; ".join(f"{variant.name} renders {', '.join(variant.tasks)}" for variant in variants)
+        raise RequestError(f"task: no model of this run renders {request.task!r}: {known}; add one or drop the row")
+    return next((v for v in able if (request.width, request.height) in v.sizes), able[0])
+
+
 def resolve(request: RenderRequest, variant: Variant) -> ResolvedRequest:
     """Fill in what the task and the model decide; RequestError when this model cannot render it."""
-    if request.task not in variant.tasks:
-        raise RequestError(
-            f"task: {request.task!r} is not one of {variant.name}'s, which are {', '.join(variant.tasks)}"
-        )
+    choose_variant(request, [variant])
     if request.extend_prompt:
         raise RequestError("extend_prompt: true, but no prompt extender is configured; extend the prompts beforehand")
     default = TASK_DEFAULTS[request.task]
-    width, height = request.width or variant.sizes[0][0], request.height or variant.sizes[0][1]
+    shaped_by_image = "image" in _MEDIA_OF[request.task][0]
+    width, height = (0, 0) if shaped_by_image else variant.sizes[0]
+    width, height = request.width or width, request.height or height
     if width * height > variant.max_pixels:
         raise RequestError(
             f"width={width}, height={height}: {width * height} pixels are more than {variant.name}'s "
@@ -285,6 +305,7 @@ def resolve(request: RenderRequest, variant: Variant) -> ResolvedRequest:
     request_id = request.id or content_id(request.model_dump(exclude_defaults=True))
     return ResolvedRequest(
         id=request_id,
+        variant=variant.name,
         task=request.task,
         prompt=request.prompt,
         negative_prompt=_or(request.negative_prompt, default.negative_prompt),
@@ -294,17 +315,27 @@ def resolve(request: RenderRequest, variant: Variant) -> ResolvedRequest:
         fps=_or(request.fps, default.fps),
         num_inference_steps=_or(request.num_inference_steps, default.num_inference_steps),
         guidance_scale=_or(request.guidance_scale, default.guidance_scale),
-        flow_shift=_or(request.flow_shift, default.flow_shift),
+        flow_shift=_or(request.flow_shift, _or(variant.flow_shift, default.flow_shift)),
         solver=request.solver or default.solver,
         seed=_or(request.seed, seed_from_id(request_id)),
+        context_scale=_or(request.context_scale, 1.0),
         labels=request.labels,
+        media={name: _sources(value) for name in MEDIA_FIELDS if (value := getattr(request, name))},
     )
+
+
+def _sources(value: str | bytes | list[str | bytes]) -> list[str]:
+    """Media as text: bytes become data URLs."""
+    return [
+        one if isinstance(one, str) else "data:application/octet-stream;base64," + base64.b64encode(one).decode()
+        for one in (value if isinstance(value, list) else [value])
+    ]
 
 
 def warnings_for(request: ResolvedRequest, variant: Variant) -> list[str]:
     """What is allowed but outside of what the model was trained for."""
     found = []
-    if (request.width, request.height) not in variant.sizes and variant.architecture is not None:
+    if request.width and (request.width, request.height) not in variant.sizes and variant.architecture is not None:
         found.append(f"size {request.width}x{request.height} is outside {variant.name}'s trained {_sizes(variant)}")
     if request.num_frames > 81:
         found.append(f"num_frames {request.num_frames} is more than the 81 that Wan2.1 was trained on")

@@ -1,6 +1,6 @@
 """The released Wan2.1 models, one line each, and what every task does when a row does not say. Plain data, no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from wan_ray.errors import ConfigError
@@ -63,7 +63,8 @@ class DiTArchitecture:
 class Variant:
     """One released model: the tasks it renders, the sizes (width, height) it was trained at, default first.
 
-    max_pixels bounds width x height of a row. architecture is None where any will do.
+    max_pixels bounds width x height of a row. architecture is None where any will do. flow_shift is the model's own
+    default, where it has one.
     """
 
     name: str
@@ -71,10 +72,15 @@ class Variant:
     sizes: tuple[tuple[int, int], ...]
     max_pixels: int
     architecture: DiTArchitecture | None
+    flow_shift: float | None = None
 
 
 _SMALL = DiTArchitecture(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 _LARGE = DiTArchitecture(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+_I2V = replace(_LARGE, in_channels=36, image_tokens=257)
+_FLF2V = replace(_LARGE, in_channels=36, image_tokens=514)
+_VACE_SMALL = replace(_SMALL, vace_layers=tuple(range(0, 30, 2)), vace_in_channels=96)
+_VACE_LARGE = replace(_LARGE, vace_layers=tuple(range(0, 40, 5)), vace_in_channels=96)
 _TEXT: tuple[Task, ...] = ("t2v", "t2i")
 _480P = ((832, 480), (480, 832))
 _720P = ((1280, 720), (720, 1280))
@@ -91,8 +97,19 @@ VARIANTS: dict[str, Variant] = {
             max_pixels=_FULL_HD,
             architecture=_LARGE,
         ),
+        # One architecture, two trainings: the checkpoint's name tells them apart, its tensors do not.
+        Variant(name="i2v-14B-480P", tasks=("i2v",), sizes=_480P, max_pixels=_HD, architecture=_I2V, flow_shift=3.0),
+        Variant(name="i2v-14B-720P", tasks=("i2v",), sizes=_720P, max_pixels=_FULL_HD, architecture=_I2V),
+        Variant(name="flf2v-14B", tasks=("flf2v",), sizes=_720P, max_pixels=_FULL_HD, architecture=_FLF2V),
+        Variant(name="vace-1.3B", tasks=("vace",), sizes=_480P, max_pixels=_HD, architecture=_VACE_SMALL),
+        Variant(
+            name="vace-14B", tasks=("vace",), sizes=(*_720P, *_480P), max_pixels=_FULL_HD, architecture=_VACE_LARGE
+        ),
         # Any sizes and any architecture: tiny random models for demos and tests.
         Variant(name="debug", tasks=_TEXT, sizes=((160, 96),), max_pixels=_FULL_HD, architecture=None),
+        Variant(name="debug-i2v", tasks=("i2v",), sizes=((160, 96),), max_pixels=_FULL_HD, architecture=None),
+        Variant(name="debug-flf2v", tasks=("flf2v",), sizes=((160, 96),), max_pixels=_FULL_HD, architecture=None),
+        Variant(name="debug-vace", tasks=("vace",), sizes=((160, 96),), max_pixels=_FULL_HD, architecture=None),
     )
 }
 

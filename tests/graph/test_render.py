@@ -203,7 +203,10 @@ def test_graph_and_renderer_give_the_same_latents_and_the_same_clip(
     from wan_ray.stages.items import Item
 
     row = {"id": "same", "prompt": "A red car, 雨夜", "num_frames": 9}
-    actors = {"fn_constructor_kwargs": {"config": debug_config, "board": None}, "num_cpus": 0.2}
+    actors = {
+        "fn_constructor_kwargs": {"model": debug_config.model, "video": debug_config.video, "board": None},
+        "num_cpus": 0.2,
+    }
     dataset = ray.data.from_items([row]).map(read_any, fn_kwargs={"config": debug_config}, num_cpus=0.2)
     for operator in (Encode, Denoise):
         dataset = dataset.map(operator, compute=ray.data.ActorPoolStrategy(size=1), **actors)

@@ -84,4 +84,4 @@ def test_every_config_is_valid_and_its_model_known() -> None:
     assert len(files) >= 3
     for file in files:
         config = load_config(file)
-        assert file.name.startswith(config.model.variant)
+        assert file.name.startswith(config.all_models[0].variant)

@@ -23,7 +23,7 @@ def output(request, tmp_path):
 
 
 def publish_stage(output, run_id="r1"):
-    return PublishStage(output, run_id=run_id, variant="debug")
+    return PublishStage(output, run_id=run_id)
 
 
 def ended(item, **fields):
@@ -99,7 +99,7 @@ def test_a_record_becomes_an_index_row(output, make_item):
 
 
 def test_an_unpublished_clip_is_described_without_a_place(make_item):
-    record = make_record(ended(make_item()), run_id="r1", variant="debug")
+    record = make_record(ended(make_item()), run_id="r1")
     assert (record.clip, record.sha256, record.size_bytes, record.num_frames) == (None, None, 6, 5)
 
 

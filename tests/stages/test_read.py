@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from array import array
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,7 +67,7 @@ def test_the_plan_names_each_bad_row_with_its_rule(config_of):
         ("read", "RequestError")
     }
     assert [item.id for item in plan.refused] == ["row-1", "row-8", "row-13", "row-21", "row-29", "row-39"]
-    assert plan.buckets == {("t2v", 64, 32, 5, 50): 34}
+    assert plan.buckets == {("debug", "t2v", 64, 32, 5, 50): 34}
 
 
 def test_every_row_has_a_record_name_of_its_own_that_does_not_change(config_of):
@@ -128,7 +129,12 @@ def test_buckets_count_equal_work_and_warnings_unusual_rows(config_of):
     ]
     plan = plan_manifest(config_of(rows, defaults={"num_inference_steps": 8, "num_frames": 17}))
     assert plan.refused == []
-    assert plan.buckets == {("t2v", 160, 96, 33, 8): 2, ("t2v", 160, 96, 161, 8): 1, ("t2i", 160, 96, 1, 8): 1}
+    assert plan.buckets == {
+        ("debug", "t2v", 160, 96, 33, 8): 2,
+        ("debug", "t2v", 160, 96, 161, 8): 1,
+        ("debug", "t2i", 160, 96, 1, 8): 1,
+    }
+    assert list(plan.bucket_of_row) == [1, 1, 2, 3]
     assert plan.warnings == {"num_frames 161 is more than the 81 that Wan2.1 was trained on": 1}
 
 
@@ -147,7 +153,7 @@ def test_other_columns_travel_with_their_rows_and_their_types(config_of):
     config = config_of(None, **columns)
     kinds = {"score": "float", "count": "int", "night": "bool", "city": "str", "boxes": "str", "camera": "str"}
     assert plan_manifest(config).extra_columns == {**kinds, "day": "str", "tags": "str"}
-    (item,) = read_pending(Manifest(config.manifest).rows(), config, b"\x01")
+    (item,) = read_pending(Manifest(config.manifest), config, array("I", [1]))
     values = {"score": 0.5, "count": 3, "night": True, "city": "東京", "boxes": [1, 2], "camera": {"fov": 90}}
     assert item.extra == {**values, "day": "1970-01-01", "tags": {"a": "b"}}
 
@@ -175,12 +181,36 @@ def test_a_config_without_a_manifest_is_told():
 def test_only_pending_rows_are_read_and_they_are_what_the_plan_saw(config_of):
     config = config_of(issue_rows())
     plan = plan_manifest(config)
-    pending = bytes(n % 2 == 0 and not name.startswith("refused") for n, name in enumerate(plan.names))
-    items = list(read_pending(open_manifest(config).rows(), config, pending))
+    pending = array("I", (bucket if n % 2 == 0 else 0 for n, bucket in enumerate(plan.bucket_of_row)))
+    items = list(read_pending(open_manifest(config), config, pending))
     assert [item.name for item in items] == [name for name, wanted in zip(plan.names, pending, strict=True) if wanted]
     assert all(item.failure is None and item.sound.num_frames == 5 for item in items)
-    limited = read_pending(open_manifest(config).rows(), config, b"\x00\x01")
+    limited = read_pending(open_manifest(config), config, array("I", [0, 1]))
     assert [item.row for item in limited] == [1]
+
+
+def test_rows_of_one_shape_follow_each_other(config_of):
+    config = config_of([{"prompt": f"p{n}", "num_frames": (17, 33, 5)[n % 3]} for n in range(7)])
+    items = read_pending(open_manifest(config), config, plan_manifest(config).bucket_of_row)
+    assert [item.row for item in items] == [0, 3, 6, 1, 4, 2, 5]
+
+
+def test_rows_go_to_the_model_that_renders_their_task_and_was_trained_at_their_size(config_of):
+    rows = [
+        {"prompt": "a", "width": 832, "height": 480},
+        {"prompt": "b", "width": 1280, "height": 720},
+        {"prompt": "c"},
+        {"prompt": "d", "task": "i2v", "image": "a.png"},
+        {"prompt": "e", "task": "vace"},
+    ]
+    names = ("t2v-14B", "t2v-1.3B", "i2v-14B-480P")
+    models = tuple(ModelSection(variant=name, checkpoint="nowhere") for name in names)
+    config = config_of(rows).model_copy(update={"model": None, "models": models})
+    plan = plan_manifest(config)
+    chosen = [item.sound.variant for item in read_pending(open_manifest(config), config, plan.bucket_of_row)]
+    assert sorted(chosen) == ["i2v-14B-480P", "t2v-14B", "t2v-14B", "t2v-14B"]
+    assert [item.row for item in plan.refused] == [4]
+    assert "no model of this run renders 'vace'" in plan.refused[0].failure.message
 
 
 def test_a_row_of_a_dataset_needs_no_number():

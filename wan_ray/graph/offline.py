@@ -1,8 +1,10 @@
 """The path on Ray Data: render() turns a manifest into a dataset of clips; build_processor() is its library face."""
 
+import re
 import secrets
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -14,7 +16,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 
-from wan_ray.config import RenderConfig, StageSection
+from wan_ray.config import ModelSection, RenderConfig, StageSection
 from wan_ray.errors import ConfigError, RunStoppedError
 from wan_ray.graph.board import Board, Event
 from wan_ray.graph.cluster import connected
@@ -27,7 +29,7 @@ from wan_ray.graph.operator import (
     UserRow,
     as_result,
     read_any,
-    read_shard,
+    read_manifest,
 )
 from wan_ray.graph.placement import check_fit, check_weights
 from wan_ray.stages.items import Item
@@ -79,8 +81,8 @@ def render(config: RenderConfig, plan: Plan, *, observer: Observer) -> Summary:
     started = time.monotonic()
     store = Store(config.output)
     known = RecordStore(store).names()
-    refused_rows = {item.row for item in plan.refused}
-    pending = bytes(name not in known and n not in refused_rows for n, name in enumerate(plan.names))
+    buckets = zip(plan.names, plan.bucket_of_row, strict=True)
+    pending = array("I", (0 if name in known else bucket for name, bucket in buckets))
     skipped = sum(name in known for name in plan.names)
     with _cluster_for(config) if any(pending) else nullcontext():
         run_id = _new_run_id()
@@ -94,7 +96,9 @@ def render(config: RenderConfig, plan: Plan, *, observer: Observer) -> Summary:
                 for record in RecordStore(store).read_all(sorted(known - indexed_statuses(store).keys())):
                     index.append(record)
                 new_refused = [item for item in plan.refused if item.name not in known]
-                for record in _new_records(config, new_refused, pending, run_id, observer):
+                for record in _new_records(
+                    config, plan, refused=new_refused, pending=pending, run_id=run_id, observer=observer
+                ):
                     index.append(record)
                     observer.ended(record)
                     num_rendered += record.status == "ok"
@@ -130,19 +134,23 @@ def build_processor(
     A result has the resolved request, status and error, and the row's other columns. With config.output the clip is
     stored and `clip` is its path; without, `clip_bytes` holds the MP4 or PNG. preprocess makes rows of the dataset's
     own; postprocess changes results. A row that breaks a rule or fails is a result with status "failed". ConfigError
-    when the cluster is too small.
+    when the cluster is too small, or the config names several models.
     """
     run_id = _new_run_id()
+    if len(config.all_models) > 1:
+        raise ConfigError(
+            f"a processor holds one model, and the config names {len(config.all_models)}; build one for each"
+        )
+    (model,) = config.all_models
 
     def process(dataset: Dataset) -> Dataset:
         check_fit(config)
         rows = dataset.map(preprocess, num_cpus=_READ_CPUS) if preprocess else dataset
         read = rows.map(_for_ray(read_any), fn_kwargs={"config": config}, num_cpus=_READ_CPUS)
-        ended = _path(read, config, board=None)
+        ended = _path(read, config, model, board=None)
         if config.output is not None:
             ended = _published(ended, config, board=None, run_id=run_id)
-        named = {"config": config, "run_id": run_id}
-        results = ended.map(_for_ray(as_result), fn_kwargs=named, num_cpus=_READ_CPUS)
+        results = ended.map(_for_ray(as_result), fn_kwargs={"run_id": run_id}, num_cpus=_READ_CPUS)
         results = results.map(postprocess, num_cpus=_READ_CPUS) if postprocess else results
         return _configured(results, config)
 
@@ -150,27 +158,42 @@ def build_processor(
 
 
 def _new_records(
-    config: RenderConfig, refused: list[Item], pending: bytes, run_id: str, observer: Observer
+    config: RenderConfig,
+    plan: Plan,
+    *,
+    refused: list[Item],
+    pending: "array[int]",
+    run_id: str,
+    observer: Observer,
 ) -> Iterator[Record]:
-    """Commit the refused rows, then render the pending ones; records in the order they end."""
+    """Commit the refused rows, then render the pending ones, model by model; records in the order they end."""
     assert config.output is not None
-    publish = PublishStage(config.output, run_id=run_id, variant=config.model.variant)
-    yield from map(publish, refused)
+    yield from map(PublishStage(config.output, run_id=run_id), refused)
     if not any(pending):
         return
     # Ray types an actor class as a plain class, without `.remote`: hence Any.
     board: Any = ray.remote(num_cpus=0)(Board).remote()
-    manifest = open_manifest(config)
-    shards = ray.data.from_items([asdict(shard) for shard in manifest.shards()])
-    named = {"manifest": manifest, "config": config, "pending": pending}
-    read = shards.flat_map(_for_ray(read_shard), fn_kwargs=named, num_cpus=_READ_CPUS)
-    dataset = _configured(_published(_path(read, config, board), config, board, run_id), config)
     with _stopped_by_ray(), _watching(board, observer):
-        for row in dataset.iter_rows():
-            yield Record.model_validate_json(row["record"])
+        for model in config.all_models:
+            its_buckets = {n for n, bucket in enumerate(plan.buckets, start=1) if bucket[0] == model.variant}
+            mine = array("I", (bucket if bucket in its_buckets else 0 for bucket in pending))
+            if any(mine):
+                yield from _rendered(config, model, mine, board, run_id)
 
 
-def _path(items: Dataset, config: RenderConfig, board: BoardHandle | None) -> Dataset:
+def _rendered(
+    config: RenderConfig, model: ModelSection, bucket_of_row: "array[int]", board: BoardHandle, run_id: str
+) -> Iterator[Record]:
+    """Render the rows of one model."""
+    work = ray.data.from_items([{"bucket_of_row": bucket_of_row.tobytes()}])
+    named = {"manifest": open_manifest(config), "config": config}
+    read = work.flat_map(_for_ray(read_manifest), fn_kwargs=named, num_cpus=_READ_CPUS)
+    dataset = _configured(_published(_path(read, config, model, board), config, board, run_id), config)
+    for row in dataset.iter_rows():
+        yield Record.model_validate_json(row["record"])
+
+
+def _path(items: Dataset, config: RenderConfig, model: ModelSection, board: BoardHandle | None) -> Dataset:
     """Encode, denoise, decode."""
     dataset = items
     for operator, section in (
@@ -178,12 +201,12 @@ def _path(items: Dataset, config: RenderConfig, board: BoardHandle | None) -> Da
         (Denoise, config.stages.denoise),
         (Decode, config.stages.decode),
     ):
-        dataset = _in_actors(dataset, operator, section, config=config, board=board)
+        dataset = _in_actors(dataset, operator, section, model=model, video=config.video, board=board)
     return dataset
 
 
 def _published(items: Dataset, config: RenderConfig, board: BoardHandle | None, run_id: str) -> Dataset:
-    return _in_actors(items, Publish, config.stages.publish, config=config, board=board, run_id=run_id)
+    return _in_actors(items, Publish, config.stages.publish, output=config.output, board=board, run_id=run_id)
 
 
 def _in_actors(dataset: Dataset, operator: type, section: StageSection, **arguments: object) -> Dataset:
@@ -218,10 +241,12 @@ def _stopped_by_ray() -> Iterator[None]:
     try:
         yield
     except (RayError, SystemException, ExecutionTimeoutError) as error:
-        cause: BaseException = error
-        while isinstance(deeper := getattr(cause, "cause", None) or cause.__cause__, BaseException):
-            cause = deeper
-        reason = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
+        told, cause = str(error), error
+        while isinstance(cause := getattr(cause, "cause", None) or cause.__cause__, BaseException):
+            told += f"\n{type(cause).__module__}.{type(cause).__name__}: {cause}"
+        # Ray sends a worker's exception as the text of its traceback; what we raised stands there by name.
+        ours = re.findall(r"^wan_ray\.errors\.\w+: (.+)$", told, re.MULTILINE)
+        reason = ours[-1] if ours else told.strip().splitlines()[-1]
         raise RunStoppedError(f"the run stopped: {reason}") from error
 
 

@@ -2,16 +2,17 @@
 
 import logging
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
-from wan_ray.config import RenderConfig
+from wan_ray.config import ModelSection, RenderConfig, VideoSection
 from wan_ray.graph.board import Event
 from wan_ray.stages.items import Item, Row
 from wan_ray.stages.publish import PublishStage, make_record
 from wan_ray.stages.read import read_pending, read_row
-from wan_ray.storage.manifest import Manifest, Shard
+from wan_ray.storage.manifest import Manifest
 from wan_ray.storage.records import Record
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ def note(board: BoardHandle | None, event: Event) -> None:
 class Encode:
     """The text encoder's operator."""
 
-    def __init__(self, config: RenderConfig, board: BoardHandle | None) -> None:
-        self._stage = Stage("encode", _loader(config).encode(), board)
+    def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle | None) -> None:
+        self._stage = Stage("encode", _loader(model, video).encode(), board)
 
     def __call__(self, row: Row) -> Row:
         return self._stage(row)
@@ -66,8 +67,8 @@ class Encode:
 class Denoise:
     """The DiT's operator."""
 
-    def __init__(self, config: RenderConfig, board: BoardHandle | None) -> None:
-        self._stage = Stage("denoise", _loader(config).denoise(), board)
+    def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle | None) -> None:
+        self._stage = Stage("denoise", _loader(model, video).denoise(), board)
 
     def __call__(self, row: Row) -> Row:
         return self._stage(row)
@@ -76,8 +77,8 @@ class Denoise:
 class Decode:
     """The VAE's operator."""
 
-    def __init__(self, config: RenderConfig, board: BoardHandle | None) -> None:
-        self._stage = Stage("decode", _loader(config).decode(), board)
+    def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle | None) -> None:
+        self._stage = Stage("decode", _loader(model, video).decode(), board)
 
     def __call__(self, row: Row) -> Row:
         return self._stage(row)
@@ -86,9 +87,8 @@ class Decode:
 class Publish:
     """Stores clip and record. A storage error is not the row's fault: it ends the run, which can be resumed."""
 
-    def __init__(self, config: RenderConfig, board: BoardHandle | None, run_id: str) -> None:
-        assert config.output is not None
-        self._publish = PublishStage(config.output, run_id=run_id, variant=config.model.variant)
+    def __init__(self, output: str, board: BoardHandle | None, run_id: str) -> None:
+        self._publish = PublishStage(output, run_id=run_id)
         self._board = board
 
     def __call__(self, row: Row) -> dict[str, str]:
@@ -100,9 +100,9 @@ class Publish:
         return {"record": record.model_dump_json()}
 
 
-def read_shard(shard: UserRow, *, manifest: Manifest, config: RenderConfig, pending: bytes) -> Iterator[UserRow]:
-    """Rows of the manifest's shard that are pending, as items."""
-    for item in read_pending(manifest.rows([Shard(**shard)]), config, pending):
+def read_manifest(work: UserRow, *, manifest: Manifest, config: RenderConfig) -> Iterator[UserRow]:
+    """The rows to render as items; work["bucket_of_row"] says which, and in what order, as read_pending takes it."""
+    for item in read_pending(manifest, config, array("I", work["bucket_of_row"])):
         yield dict(item.to_row())
 
 
@@ -111,22 +111,22 @@ def read_any(row: UserRow, *, config: RenderConfig) -> UserRow:
     return dict(read_row(row, config).to_row())
 
 
-def as_result(row: UserRow, *, config: RenderConfig, run_id: str) -> UserRow:
+def as_result(row: UserRow, *, run_id: str) -> UserRow:
     """What a user's dataset gets back: a record's fields, the row's other columns, and unpublished clips as bytes."""
     if "record" in row:
         record, clip = Record.model_validate_json(row["record"]), None
     else:
         item = Item.from_row(cast(Row, row))
-        record = make_record(item, run_id=run_id, variant=config.model.variant)
+        record = make_record(item, run_id=run_id)
         clip = item.clip.data if item.clip else None
-    fields = record.model_dump(exclude={"name", "row", "extra", "seconds", "labels", "weights", "versions"})
-    texts = {name: getattr(record, name) or None for name in ("labels", "weights", "versions")}
+    fields = record.model_dump(exclude={"name", "row", "extra", "inputs", "seconds", "labels", "weights", "versions"})
+    texts = {name: getattr(record, name) or None for name in ("labels", "inputs", "weights", "versions")}
     seconds = {f"seconds_{name}": record.seconds.get(name) for name in ("encode", "denoise", "decode")}
     return {**record.extra, **fields, **texts, **seconds, "clip_bytes": clip}
 
 
-def _loader(config: RenderConfig) -> Any:
+def _loader(model: ModelSection, video: VideoSection) -> Any:
     # Imported here: loading torch is for the workers that hold a model.
     from wan_ray.stages.loader import StageLoader
 
-    return StageLoader(model=config.model, video=config.video)
+    return StageLoader(model=model, video=video)

@@ -26,15 +26,14 @@ def check_fit(config: RenderConfig) -> None:
 
 
 def check_weights(config: RenderConfig) -> None:
-    """Raise CheckpointError when the checkpoint, as seen from here, is not the model it should be; reads shapes only.
+    """Raise CheckpointError when a checkpoint, as seen from here, is not the model it should be; reads shapes only.
 
     A URL is left to the workers, and so is a path that only other nodes may have.
     """
-    path = config.model.checkpoint
-    elsewhere = not Path(path).expanduser().exists() and len(ray.nodes()) > 1
-    if "://" in path or elsewhere:
-        return
     # Imported here: it brings torch.
     from wan_ray.stages.loader import StageLoader
 
-    StageLoader(model=config.model).check()
+    for section in config.all_models:
+        elsewhere = not Path(section.checkpoint).expanduser().exists() and len(ray.nodes()) > 1
+        if "://" not in section.checkpoint and not elsewhere:
+            StageLoader(model=section).check()

@@ -1,23 +1,27 @@
 """A checkpoint folder or file: which layout it has, and its parts loaded as models."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from tokenizers import Tokenizer
-from transformers import UMT5EncoderModel
+from torch import nn
+from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from wan_ray.errors import CheckpointError
 from wan_ray.model.blocks import TOKENS_PER_IMAGE
 from wan_ray.model.dit import DiT, parameter_dtype
+from wan_ray.model.image_encoder import ImageEncoderArchitecture, build_image_encoder, image_encoder_tensors
 from wan_ray.model.key_maps import (
     dit_name_from_diffusers,
     text_encoder_name_from_released,
     vae_name_from_diffusers,
     vae_num_res_blocks_from_diffusers,
 )
+from wan_ray.model.lora import Adapter, fit, merged
 from wan_ray.model.text_encoder import TextEncoderArchitecture, build_text_encoder, load_tokenizer
 from wan_ray.model.vae import VAEArchitecture, WanVAE
 from wan_ray.model.weights import Shape, TensorFiles, check_shapes, load_, shapes_of
@@ -25,6 +29,7 @@ from wan_ray.variants import DiTArchitecture
 
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILE = "Wan2.1_VAE.pth"
+IMAGE_ENCODER_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
 _DIT_STEM = "diffusion_pytorch_model"
 _HEAD_DIM = 128  # of every released model
@@ -41,6 +46,7 @@ class Checkpoint:
     dit_config: Path | None
     text_encoder_files: tuple[Path, ...]
     vae_files: tuple[Path, ...]
+    image_encoder_files: tuple[Path, ...]
     tokenizer: Path
 
     def open_dit(self) -> TensorFiles:
@@ -65,20 +71,28 @@ class Checkpoint:
             return tensors.renamed(text_encoder_name_from_released)
         return tensors.without(lambda name: name == "encoder.embed_tokens.weight")  # tied to shared.weight
 
-    def check(self) -> DiTArchitecture:
+    def check(self, adapters: Sequence[Adapter] = ()) -> DiTArchitecture:
         """Sizes of the denoiser, when every part has exactly its tensors; CheckpointError if not. Reads no weights."""
         dit, tensors = self._dit()
         check_shapes(shapes_of(dit), tensors.shapes, what="DiT")
+        for adapter in adapters:
+            fit(adapter, tensors.shapes)
         vae, tensors = self._vae()
         check_shapes(shapes_of(vae), tensors.shapes, what="VAE")
         encoder, tensors = self._text_encoder()
         check_shapes(shapes_of(encoder), tensors.shapes, what="text encoder")
+        if dit.architecture.image_tokens:
+            image_encoder, tensors = self._image_encoder()
+            check_shapes(shapes_of(image_encoder), tensors.shapes, what="image encoder")
         load_tokenizer(self.tokenizer)
         return dit.architecture
 
-    def load_dit(self, *, dtype: torch.dtype, device: torch.device) -> tuple[DiT, str]:
-        """The denoiser and the fingerprint of its weights."""
+    def load_dit(
+        self, *, dtype: torch.dtype, device: torch.device, adapters: Sequence[Adapter] = ()
+    ) -> tuple[DiT, str]:
+        """The denoiser with the adapters merged, and the fingerprint of its weights."""
         model, tensors = self._dit()
+        tensors = merged(tensors, [fit(adapter, tensors.shapes) for adapter in adapters], device=device)
         load_(model, tensors, device=device, dtype_of=lambda name: parameter_dtype(name, dtype), what="DiT")
         return model.eval(), tensors.fingerprint
 
@@ -93,6 +107,20 @@ class Checkpoint:
         model, tensors = self._text_encoder()
         load_(model, tensors, device=device, dtype_of=lambda _: dtype, what="text encoder")
         return model.eval(), tensors.fingerprint
+
+    def load_image_encoder(self, *, dtype: torch.dtype, device: torch.device) -> tuple[CLIPVisionModel, str]:
+        """CLIP's visual tower and the fingerprint of its weights; CheckpointError when the checkpoint has none."""
+        model, tensors = self._image_encoder()
+        load_(model, tensors, device=device, dtype_of=lambda _: dtype, what="image encoder")
+        cast(nn.Module, model).to(device).eval()
+        return model, tensors.fingerprint
+
+    def _image_encoder(self) -> tuple[CLIPVisionModel, TensorFiles]:
+        if not self.image_encoder_files:
+            raise CheckpointError(f"the model needs an image encoder; copy {IMAGE_ENCODER_FILE!r} beside its weights")
+        tensors = image_encoder_tensors(TensorFiles.open(self.image_encoder_files))
+        with torch.device("meta"):
+            return build_image_encoder(ImageEncoderArchitecture.from_shapes(tensors.shapes)), tensors
 
     def _dit(self) -> tuple[DiT, TensorFiles]:
         tensors = self.open_dit()
@@ -139,6 +167,7 @@ def _with_dit(root: Path, *, layout: Layout, dit_files: tuple[Path, ...]) -> Che
     """These files as the denoiser, and the other parts of a folder of either layout."""
     if not root.is_dir():
         raise CheckpointError(f"model.companions {str(root)!r} does not exist; give a folder with text encoder and VAE")
+    image_encoder = root / "image_encoder"
     if (root / "vae").is_dir():
         return Checkpoint(
             layout=layout,
@@ -146,6 +175,7 @@ def _with_dit(root: Path, *, layout: Layout, dit_files: tuple[Path, ...]) -> Che
             dit_config=root / "transformer" / "config.json",
             text_encoder_files=_weight_files(root / "text_encoder", "model"),
             vae_files=_weight_files(root / "vae", _DIT_STEM),
+            image_encoder_files=_weight_files(image_encoder, "model") if image_encoder.is_dir() else (),
             tokenizer=_existing(root / "tokenizer"),
         )
     return Checkpoint(
@@ -154,6 +184,7 @@ def _with_dit(root: Path, *, layout: Layout, dit_files: tuple[Path, ...]) -> Che
         dit_config=root / "config.json",
         text_encoder_files=(_existing(root / TEXT_ENCODER_FILE),),
         vae_files=(_existing(root / VAE_FILE),),
+        image_encoder_files=tuple(file for file in (root / IMAGE_ENCODER_FILE,) if file.is_file()),
         tokenizer=_existing(root / TOKENIZER_FOLDER),
     )
 

@@ -2,10 +2,12 @@
 
 import json
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from shutil import copytree
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +16,13 @@ from torch import Tensor
 
 from wan_ray.model.checkpoint import TEXT_ENCODER_FILE, TOKENIZER_FOLDER, VAE_FILE
 from wan_ray.model.dit import DiT
+from wan_ray.model.image_encoder import IMAGE_ENCODER_FILE, IMAGE_SIDE, PATCH_SIDE, ImageEncoderArchitecture
 from wan_ray.model.key_maps import text_encoder_name_to_released
 from wan_ray.model.text_encoder import TextEncoderArchitecture, build_text_encoder
 from wan_ray.model.vae import VAEArchitecture, WanVAE
 from wan_ray.variants import DiTArchitecture
+
+Kind = Literal["t2v", "i2v", "flf2v", "vace"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,20 @@ class DebugSizes:
     text_encoder: TextEncoderArchitecture = TextEncoderArchitecture(
         vocab_size=430, dim=4096, num_layers=2, num_heads=4, head_dim=8, ffn_dim=64
     )
+    image_encoder: ImageEncoderArchitecture = ImageEncoderArchitecture(dim=1280, ffn_dim=64, num_layers=2)
+
+    @classmethod
+    def of(cls, kind: Kind) -> "DebugSizes":
+        """With a denoiser that has what this kind of model has beyond a T2V one."""
+        dit = cls().dit
+        match kind:
+            case "i2v":
+                dit = replace(dit, in_channels=36, image_tokens=257)
+            case "flf2v":
+                dit = replace(dit, in_channels=36, image_tokens=514)
+            case "vace":
+                dit = replace(dit, vace_layers=(0, 2), vace_in_channels=96)
+        return cls(dit=dit)
 
 
 def random_tensor(part: str, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -36,6 +55,8 @@ def random_tensor(part: str, name: str, shape: tuple[int, ...], seed: int) -> Te
 
     Scaled so that activations keep their size; no output layer is zero, so every tensor matters to the result.
     """
+    if name == "log_scale":
+        return torch.full(shape, 2.6593)
     normal = np.random.RandomState(zlib.crc32(f"{seed}/{part}/{name}".encode())).standard_normal(shape)
     z = torch.from_numpy(normal.astype(np.float32)).reshape(shape)
     if ("norm" in name and name.endswith("weight") and len(shape) == 1) or "gamma" in name:
@@ -44,14 +65,16 @@ def random_tensor(part: str, name: str, shape: tuple[int, ...], seed: int) -> Te
         return 0.05 * z
     if name.endswith("token_embedding.weight"):
         return z
-    if name.endswith("modulation"):
+    if name.endswith("modulation") or "emb_pos" in name or ("embedding" in name and len(shape) == 3):
         return 0.3 * z
     return z * int(np.prod(shape[1:])) ** -0.5
 
 
-def write_debug_checkpoint(out: Path, *, sizes: DebugSizes | None = None, seed: int = 0, num_shards: int = 1) -> None:
-    """Write a T2V checkpoint of random weights into a folder, in the layout of the release."""
-    sizes = sizes or DebugSizes()
+def write_debug_checkpoint(
+    out: Path, *, kind: Kind = "t2v", sizes: DebugSizes | None = None, seed: int = 0, num_shards: int = 1
+) -> None:
+    """Write a checkpoint of random weights into a folder, in the layout of the release; I2V and FLF2V have CLIP too."""
+    sizes = sizes or DebugSizes.of(kind)
     with torch.device("meta"):
         dit, vae = DiT(sizes.dit), WanVAE(sizes.vae)
         text_encoder = build_text_encoder(sizes.text_encoder)
@@ -60,16 +83,48 @@ def write_debug_checkpoint(out: Path, *, sizes: DebugSizes | None = None, seed: 
     torch.save(_random("t5", t5_shapes, seed, torch.bfloat16), out / TEXT_ENCODER_FILE)
     vae_shapes = {k: v.shape for k, v in vae.state_dict().items()}
     torch.save(_random("vae", vae_shapes, seed, torch.float32), out / VAE_FILE)
+    if kind in ("i2v", "flf2v"):
+        torch.save(_random("clip", _clip_shapes(sizes.image_encoder), seed, torch.float16), out / IMAGE_ENCODER_FILE)
     _save_sharded(
-        _random("t2v", {k: v.shape for k, v in dit.state_dict().items()}, seed, torch.float32), out, num_shards
+        _random(kind, {k: v.shape for k, v in dit.state_dict().items()}, seed, torch.float32), out, num_shards
     )
-    (out / "config.json").write_text(json.dumps(_released_config(sizes.dit), indent=2))
+    (out / "config.json").write_text(json.dumps(_released_config(kind, sizes.dit), indent=2))
     with as_file(files("wan_ray.model") / "debug_tokenizer") as tokenizer:
         copytree(tokenizer, out / TOKENIZER_FOLDER, dirs_exist_ok=True)
 
 
-def _random(part: str, shapes: dict[str, torch.Size], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _random(part: str, shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: random_tensor(part, name, tuple(shape), seed).to(dtype) for name, shape in shapes.items()}
+
+
+def _clip_shapes(sizes: ImageEncoderArchitecture) -> dict[str, tuple[int, ...]]:
+    """Of the release's CLIP file, with all that is never run: the last block, the head and a text encoder."""
+    dim, ffn_dim, text_dim = sizes.dim, sizes.ffn_dim, 16
+    text = "textual.blocks.0"
+    linears = {f"{text}.attn.{leaf}": (text_dim, text_dim) for leaf in "qkvo"}
+    linears |= {f"{text}.ffn.0": (4 * text_dim, text_dim), f"{text}.ffn.2": (text_dim, 4 * text_dim)}
+    norms = {f"{text}.norm1": text_dim, f"{text}.norm2": text_dim, "textual.norm": text_dim}
+    norms |= {"visual.pre_norm": dim, "visual.post_norm": dim}
+    for index in range(sizes.num_layers + 1):
+        block = f"visual.transformer.{index}"
+        linears |= {f"{block}.attn.to_qkv": (3 * dim, dim), f"{block}.attn.proj": (dim, dim)}
+        linears |= {f"{block}.mlp.0": (ffn_dim, dim), f"{block}.mlp.2": (dim, ffn_dim)}
+        norms |= {f"{block}.norm1": dim, f"{block}.norm2": dim}
+    return {
+        "log_scale": (),
+        "visual.cls_embedding": (1, 1, dim),
+        "visual.pos_embedding": (1, (IMAGE_SIDE // PATCH_SIDE) ** 2 + 1, dim),
+        "visual.head": (dim, 8),
+        "visual.patch_embedding.weight": (dim, 3, PATCH_SIDE, PATCH_SIDE),
+        "textual.token_embedding.weight": (440, text_dim),
+        "textual.type_embedding.weight": (1, text_dim),
+        "textual.pos_embedding.weight": (514, text_dim),
+        "textual.head.0.weight": (12, text_dim),
+        "textual.head.2.weight": (8, 12),
+        **{f"{name}.weight": shape for name, shape in linears.items()},
+        **{f"{name}.bias": shape[:1] for name, shape in linears.items()},
+        **{f"{name}.{leaf}": (size,) for name, size in norms.items() for leaf in ("weight", "bias")},
+    }
 
 
 def _save_sharded(tensors: dict[str, Tensor], out: Path, num_shards: int) -> None:
@@ -87,10 +142,11 @@ def _save_sharded(tensors: dict[str, Tensor], out: Path, num_shards: int) -> Non
     (out / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _released_config(dit: DiTArchitecture) -> dict[str, object]:
+def _released_config(kind: Kind, dit: DiTArchitecture) -> dict[str, object]:
+    vace = {"vace_layers": dit.vace_layers, "vace_in_dim": dit.vace_in_channels} if kind == "vace" else {}
     return {
-        "_class_name": "WanModel",
-        "model_type": "t2v",
+        "_class_name": "VaceWanModel" if kind == "vace" else "WanModel",
+        "model_type": kind,
         "dim": dit.dim,
         "ffn_dim": dit.ffn_dim,
         "freq_dim": dit.frequency_dim,
@@ -100,4 +156,5 @@ def _released_config(dit: DiTArchitecture) -> dict[str, object]:
         "num_layers": dit.num_layers,
         "eps": 1e-6,
         "text_len": 512,
+        **vace,
     }

@@ -1,4 +1,4 @@
-"""Encode: the prompt and the negative prompt of a row become text embeddings; equal texts are encoded once."""
+"""Encode: a row's texts become embeddings, equal texts once, and its images and videos become conditions."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -11,18 +11,29 @@ from transformers import UMT5EncoderModel
 
 from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.text_encoder import encode_prompt, token_ids
+from wan_ray.stages.condition import Conditioner
 from wan_ray.stages.items import Item
 
 CACHE_BYTES = 1 << 30
 
 
 class EncodeStage:
-    """Owns the text encoder. Embeddings are kept by text, the least used dropped beyond CACHE_BYTES."""
+    """Owns the text encoder, and what makes conditions where the model has some (see condition.py).
+
+    Embeddings are kept by text, the least used dropped beyond CACHE_BYTES.
+    """
 
     name = "encode"
 
-    def __init__(self, encoder: UMT5EncoderModel, tokenizer: Tokenizer, fingerprint: str) -> None:
+    def __init__(
+        self,
+        encoder: UMT5EncoderModel,
+        tokenizer: Tokenizer,
+        fingerprint: str,
+        conditioner: Conditioner | None = None,
+    ) -> None:
         self.encoder = encoder
+        self.conditioner = conditioner
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.texts_encoded = 0
@@ -30,15 +41,27 @@ class EncodeStage:
         self._kept_bytes = 0
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> Self:
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        conditioner: Conditioner | None = None,
+    ) -> Self:
         """CheckpointError when the weights do not fit."""
         encoder, fingerprint = checkpoint.load_text_encoder(dtype=dtype, device=device)
-        return cls(encoder, checkpoint.load_tokenizer(), fingerprint)
+        return cls(encoder, checkpoint.load_tokenizer(), fingerprint, conditioner)
 
     def __call__(self, item: Item) -> Item:
-        """The item with tensors context [L, 4096] and, where guidance needs it, negative_context, on the CPU."""
+        """The item with tensors on the CPU: context [L, 4096], negative_context where guidance needs it, conditions.
+
+        RequestError when an image or video cannot be used: asked first, before any text is encoded.
+        """
+        if self.conditioner is not None:
+            item = self.conditioner(item)
         request = item.sound
-        tensors = {"context": self._embedding(request.prompt)}
+        tensors = {**item.tensors, "context": self._embedding(request.prompt)}
         if request.guidance_scale != 1:
             tensors["negative_context"] = self._embedding(request.negative_prompt)
         return replace(item, tensors=tensors, weights={**item.weights, "text_encoder": self.fingerprint})

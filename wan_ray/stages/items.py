@@ -47,6 +47,7 @@ class Item:
     """One manifest row on its way. name is its record's; request is None when the row broke a rule.
 
     seconds: per stage so far. weights: fingerprints of the model parts used. tensors: what the next stage needs.
+    inputs: which frames of its sources it shows, and where their pixels went.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Item:
     request: ResolvedRequest | None
     prompt: str | None
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
+    inputs: Mapping[str, JsonValue] = field(default_factory=dict)
     failure: Failure | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class Item:
 
     def to_row(self) -> Row:
         """Columns that hold everything."""
-        head = {f: getattr(self, f) for f in ("name", "id", "row", "prompt", "extra", "seconds", "weights")}
+        head = {f: getattr(self, f) for f in ("name", "id", "row", "prompt", "extra", "inputs", "seconds", "weights")}
         head["request"] = asdict(self.request) if self.request else None
         head["failure"] = asdict(self.failure) if self.failure else None
         if self.clip:

@@ -8,6 +8,8 @@ import torch
 from wan_ray.config import ModelSection, VideoSection
 from wan_ray.errors import CheckpointError, ConfigError
 from wan_ray.model.checkpoint import Checkpoint, find_checkpoint
+from wan_ray.model.lora import Adapter
+from wan_ray.stages.condition import Conditioner, ImageConditioner, VaceConditioner
 from wan_ray.stages.decode import DecodeStage
 from wan_ray.stages.denoise import DenoiseStage
 from wan_ray.stages.encode import EncodeStage
@@ -43,18 +45,31 @@ class StageLoader:
         companions = section.companions and stage_checkpoint(section.companions, section.cache_dir)
         return find_checkpoint(stage_checkpoint(section.checkpoint, section.cache_dir), companions)
 
+    def adapters(self) -> list[Adapter]:
+        """The adapters on this node."""
+        cache = self.model.cache_dir
+        return [Adapter(path=stage_checkpoint(a.path, cache), scale=a.scale) for a in self.model.adapters]
+
     def check(self) -> None:
         """Raise CheckpointError when the weights lack a tensor or are another variant's; loads no weights."""
         checkpoint = self.checkpoint()
-        check_variant(self.model.variant, checkpoint.check())
+        check_variant(self.model.variant, checkpoint.check(self.adapters()))
 
     def encode(self) -> EncodeStage:
         """The text encoder's stage."""
-        return EncodeStage.load(self.checkpoint(), dtype=self.dtype, device=self.device)
+        checkpoint, tasks = self.checkpoint(), get_variant(self.model.variant).tasks
+        conditioner: Conditioner | None = None
+        if "vace" in tasks:
+            conditioner = VaceConditioner.load(checkpoint, device=self.device)
+        elif "t2v" not in tasks:
+            conditioner = ImageConditioner.load(
+                checkpoint, dtype=self.dtype, device=self.device, variant=get_variant(self.model.variant)
+            )
+        return EncodeStage.load(checkpoint, dtype=self.dtype, device=self.device, conditioner=conditioner)
 
     def denoise(self) -> DenoiseStage:
         """The DiT's stage; CheckpointError when the weights are another model's than the config says."""
-        stage = DenoiseStage.load(self.checkpoint(), dtype=self.dtype, device=self.device)
+        stage = DenoiseStage.load(self.checkpoint(), dtype=self.dtype, device=self.device, adapters=self.adapters())
         check_variant(self.model.variant, stage.model.architecture)
         return stage
 

@@ -9,16 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from wan_ray.stages.items import Item
-from wan_ray.storage.blob import Store
+from wan_ray.storage.blob import Store, without_secrets
 from wan_ray.storage.paths import clip_key
 from wan_ray.storage.records import Record, RecordStore
 
 _PACKAGES = ("wan-ray", "torch", "transformers", "tokenizers", "ray")
 _REQUEST_FIELDS = (
+    "variant",
     "task",
     "negative_prompt",
-    "width",
-    "height",
     "num_frames",
     "fps",
     "num_inference_steps",
@@ -26,6 +25,7 @@ _REQUEST_FIELDS = (
     "flow_shift",
     "solver",
     "seed",
+    "context_scale",
     "labels",
 )
 
@@ -43,11 +43,10 @@ class PublishStage:
 
     name = "publish"
 
-    def __init__(self, output: str, *, run_id: str, variant: str) -> None:
+    def __init__(self, output: str, *, run_id: str) -> None:
         self.store = Store(output)
         self.records = RecordStore(self.store)
         self.run_id = run_id
-        self.variant = variant
 
     def __call__(self, item: Item) -> Record:
         """The row's one record: this one, or the one that somebody committed before. StorageError stops the run."""
@@ -57,16 +56,23 @@ class PublishStage:
             stored = StoredClip(key=clip_key(item.id, digest, item.clip.suffix), sha256=digest)
             self.store.put(stored.key, item.clip.data)
             item = replace(item, seconds={**item.seconds, "publish": time.perf_counter() - started})
-        record = make_record(item, run_id=self.run_id, variant=self.variant, stored=stored)
+        record = make_record(item, run_id=self.run_id, stored=stored)
         return record if self.records.commit(record) else self.records.read(record.name)
 
 
-def make_record(item: Item, *, run_id: str, variant: str, stored: StoredClip | None = None) -> Record:
+def make_record(item: Item, *, run_id: str, stored: StoredClip | None = None) -> Record:
     """What there is to say about an item that has ended; without `stored`, its clip lies nowhere."""
     fields: dict[str, Any] = {}
     if item.request is not None:
         request = asdict(item.request)
-        fields |= {"prompt_as_run": item.request.prompt, **{name: request[name] for name in _REQUEST_FIELDS}}
+        # A width of 0 was never decided: the image that would have did not load.
+        fields |= {
+            "prompt_as_run": item.request.prompt,
+            **{name: request[name] or None for name in ("width", "height")},
+        }
+        fields |= {name: request[name] for name in _REQUEST_FIELDS}
+        fields["inputs"] = {name: [_named(one) for one in sources] for name, sources in item.request.media.items()}
+    fields["inputs"] = {**fields.get("inputs", {}), **item.inputs}
     if item.clip is not None:
         fields |= {"num_frames": item.clip.num_frames, "size_bytes": len(item.clip.data)}
     if stored is not None:
@@ -84,11 +90,17 @@ def make_record(item: Item, *, run_id: str, variant: str, stored: StoredClip | N
         seconds=dict(item.seconds),
         weights=dict(item.weights),
         versions=package_versions(),
-        variant=variant,
         run_id=run_id,
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         **fields,
     )
+
+
+def _named(source: str) -> str:
+    """A path or URL as it is, without passwords; data that stood in the row by its hash."""
+    if source[:5].lower() == "data:":
+        return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
+    return without_secrets(source)
 
 
 def package_versions() -> dict[str, str]:

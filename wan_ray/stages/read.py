@@ -1,7 +1,8 @@
 """Read: manifest rows become items; a row that breaks a rule becomes a failed item. plan_manifest looks at all rows."""
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from wan_ray.request import (
     FIELDS,
     ResolvedRequest,
     check_columns,
+    choose_variant,
     content_id,
     extra_values,
     id_of,
@@ -22,15 +24,17 @@ from wan_ray.request import (
 from wan_ray.stages.items import Item
 from wan_ray.storage.manifest import Manifest
 from wan_ray.storage.paths import file_stem
+from wan_ray.variants import get_variant
 
-Bucket = tuple[str, int, int, int, int]  # task, width, height, num_frames, num_inference_steps
+Bucket = tuple[str, str, int, int, int, int]  # variant, task, width, height, num_frames, num_inference_steps
 
 
 def read_row(row: Mapping[str, object], config: RenderConfig, *, number: int | None = None) -> Item:
     """The item of a manifest row, failed at "read" if the row breaks a rule. number counts rows from 0."""
     try:
         parsed = parse_row(row, config.defaults)
-        request = resolve(parsed.request, config.variant)
+        variants = [get_variant(section.variant) for section in config.all_models]
+        request = resolve(parsed.request, choose_variant(parsed.request, variants))
     except RequestError as error:
         return refused(row, number, error)
     return Item(
@@ -61,10 +65,12 @@ def refused(row: Mapping[str, object], number: int | None, error: RequestError) 
 class Plan:
     """What a manifest asks for. names: record name by row number, of all rows. refused: the rows that break a rule.
 
-    buckets count rows by shape, which is what work they are; warnings count what is allowed but unusual.
+    bucket_of_row: by row number, the position in buckets counted from 1; 0 is a refused row. buckets count rows by
+    shape, which is what work they are; warnings count what is allowed but unusual.
     """
 
     names: list[str] = field(default_factory=list)
+    bucket_of_row: "array[int]" = field(default_factory=lambda: array("I"))
     refused: list[Item] = field(default_factory=list)
     buckets: Counter[Bucket] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
@@ -76,6 +82,7 @@ def plan_manifest(config: RenderConfig, *, limit: int | None = None) -> Plan:
     manifest = open_manifest(config)
     plan = Plan(extra_columns=_extra_columns(manifest))
     first_row_of: dict[str, int] = {}
+    positions: dict[Bucket, int] = {}
     for number, row in manifest.rows():
         if limit is not None and number >= limit:
             break
@@ -85,10 +92,13 @@ def plan_manifest(config: RenderConfig, *, limit: int | None = None) -> Plan:
         plan.names.append(item.name)
         if item.request is None:
             plan.refused.append(item)
+            plan.bucket_of_row.append(0)
             continue
         first_row_of[item.id] = number
-        plan.buckets[bucket_of(item.request)] += 1
-        plan.warnings.update(warnings_for(item.request, config.variant))
+        bucket = bucket_of(item.request)
+        plan.buckets[bucket] += 1
+        plan.bucket_of_row.append(positions.setdefault(bucket, len(positions) + 1))
+        plan.warnings.update(warnings_for(item.request, get_variant(item.request.variant)))
     return plan
 
 
@@ -113,20 +123,29 @@ def open_manifest(config: RenderConfig) -> Manifest:
     return manifest
 
 
-def read_pending(
-    rows: Iterable[tuple[int, Mapping[str, object]]], config: RenderConfig, pending: bytes
-) -> Iterator[Item]:
-    """Items of the rows to render: those whose byte in pending, by row number, is 1. The plan has found them sound."""
-    for number, row in rows:
-        if number >= len(pending):
-            return
-        if pending[number]:
-            yield read_row(row, config, number=number)
+def read_pending(manifest: Manifest, config: RenderConfig, bucket_of_row: "array[int]") -> Iterator[Item]:
+    """Items of the rows to render, which the plan has found sound, bucket by bucket: one pass over the rows for each.
+
+    bucket_of_row is 0 for rows to leave out. Rows of one shape follow each other, so that compiled kernels are reused.
+    """
+    for bucket in sorted(set(bucket_of_row) - {0}):
+        for number, row in manifest.rows():
+            if number >= len(bucket_of_row):
+                break
+            if bucket_of_row[number] == bucket:
+                yield read_row(row, config, number=number)
 
 
 def bucket_of(request: ResolvedRequest) -> Bucket:
     """Rows of one bucket are the same work."""
-    return (request.task, request.width, request.height, request.num_frames, request.num_inference_steps)
+    return (
+        request.variant,
+        request.task,
+        request.width,
+        request.height,
+        request.num_frames,
+        request.num_inference_steps,
+    )
 
 
 def _extra_columns(manifest: Manifest) -> dict[str, str]:

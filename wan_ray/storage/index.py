@@ -44,6 +44,7 @@ _FIXED = pa.schema(
         "seed": pa.int64(),
         "context_scale": pa.float64(),
         "labels": _TEXTS,
+        "inputs": pa.string(),
         "clip": pa.string(),
         "sha256": pa.string(),
         "size_bytes": pa.int64(),
@@ -171,7 +172,8 @@ def _columns_of_extras(extra_columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fixed_values(record: Record) -> dict[str, object]:
-    values = record.model_dump(exclude={"name", "extra", "seconds", "labels", "weights", "versions"})
+    values = record.model_dump(exclude={"name", "extra", "inputs", "seconds", "labels", "weights", "versions"})
+    values["inputs"] = json.dumps(record.inputs, ensure_ascii=False) if record.inputs else None
     seconds = {f"seconds_{stage}": record.seconds.get(stage) for stage in _STAGES}
     maps = {"labels": record.labels, "weights": record.weights, "versions": record.versions}
     return {"record": record.name, **values, **seconds, **{name: list(map.items()) for name, map in maps.items()}}

@@ -19,7 +19,8 @@ class Record(BaseModel):
 
     name is the record's file stem, row the manifest's row number, clip a path relative to the output folder, seconds
     go by stage, weights by part of the model (fingerprints), created_at is ISO 8601 in UTC. extra holds the manifest's
-    other columns; NaN in it is written as null, for JSON has no NaN.
+    other columns; NaN in it is written as null, for JSON has no NaN. inputs says which frames of its sources a clip
+    shows and where their pixels went.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,7 @@ class Record(BaseModel):
     seed: int | None = None
     context_scale: float | None = None
     labels: dict[str, str] = {}
+    inputs: dict[str, JsonValue] = {}
     extra: dict[str, JsonValue] = {}
     clip: str | None = None
     sha256: str | None = None

@@ -1,0 +1,125 @@
+"""Conditions: what a row's images and videos become before denoising. Part of the encode stage."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Self, cast
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+from transformers import CLIPVisionModel
+
+from wan_ray.media.clip_source import load_mask_video, load_video
+from wan_ray.media.image import load_image
+from wan_ray.model.checkpoint import Checkpoint
+from wan_ray.model.conditioning import (
+    first_frame_condition,
+    fit_last_frame,
+    image_to_video_size,
+    letterbox_reference,
+    vace_context,
+)
+from wan_ray.model.image_encoder import encode_image
+from wan_ray.model.vae import WanVAE
+from wan_ray.stages.items import Item
+from wan_ray.variants import Variant
+
+Conditioner = Callable[[Item], Item]
+
+
+class ImageConditioner:
+    """Owns CLIP and a VAE, for models that continue a first frame, and those that go from a first to a last."""
+
+    def __init__(self, image_encoder: CLIPVisionModel, vae: WanVAE, variant: Variant, weights: dict[str, str]) -> None:
+        self.image_encoder = image_encoder
+        self.vae = vae
+        self.device = next(vae.parameters()).device
+        self.max_pixels = variant.sizes[0][0] * variant.sizes[0][1]
+        self.weights = weights
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, variant: Variant) -> Self:
+        """CheckpointError when the weights do not fit."""
+        image_encoder, clip = checkpoint.load_image_encoder(dtype=dtype, device=device)
+        vae, fingerprint = checkpoint.load_vae(device=device)
+        return cls(image_encoder, vae, variant, {"image_encoder": clip, "vae": fingerprint})
+
+    @torch.inference_mode()
+    def __call__(self, item: Item) -> Item:
+        """The item with tensors image_features [257 or 514, 1280] and condition [20, T, h, w], on the CPU.
+
+        Without width and height the first image decides the size, by its aspect and the model's area.
+        """
+        request = item.sound
+        first = as_tensor(load_image(request.media["image"][0], what="image")).to(self.device)
+        _, rows, columns = first.shape
+        if not request.width:
+            width, height = image_to_video_size(columns, rows, self.max_pixels)
+            request = replace(request, width=width, height=height)
+        images, last = [first], None
+        if "last_image" in request.media:
+            last = as_tensor(load_image(request.media["last_image"][0], what="last_image")).to(self.device)
+            last = fit_last_frame(last, width=columns, height=rows)
+            images.append(last)
+        condition = first_frame_condition(
+            self.vae,
+            first,
+            width=request.width,
+            height=request.height,
+            num_frames=request.num_frames,
+            last_CHW=last,
+        )
+        features = torch.cat([encode_image(self.image_encoder, image) for image in images])
+        tensors = {"image_features": features.cpu(), "condition": condition.cpu()}
+        return replace(item, request=request, tensors=tensors, weights={**item.weights, **self.weights})
+
+
+def as_tensor(image: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] as float32 [3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+class VaceConditioner:
+    """Owns a VAE, for models that follow a control video, fill a mask, and take references."""
+
+    def __init__(self, vae: WanVAE, fingerprint: str) -> None:
+        self.vae = vae
+        self.device = next(vae.parameters()).device
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, *, device: torch.device) -> Self:
+        """CheckpointError when the weights do not fit."""
+        return cls(*checkpoint.load_vae(device=device))
+
+    @torch.inference_mode()
+    def __call__(self, item: Item) -> Item:
+        """The item with tensor vace_context [96, references + T, h, w] on the CPU, and where its frames come from."""
+        request = item.sound
+        size = {"width": request.width, "height": request.height, "num_frames": request.num_frames}
+        frames = mask = None
+        inputs: dict[str, JsonValue] = {}
+        if control := request.media.get("control_video"):
+            video = load_video(control[0], fps=request.fps, **size)
+            frames = torch.from_numpy(video.frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+            inputs = {
+                "frame_indices": list(video.frame_indices),
+                "source_fps": video.source_fps,
+                "fit": cast(JsonValue, asdict(video.fit)),
+            }
+            if masks := request.media.get("mask_video"):
+                mask = torch.from_numpy(load_mask_video(masks[0], like=video))
+        references = [
+            letterbox_reference(
+                as_tensor(load_image(source, what="reference_images")), width=request.width, height=request.height
+            )
+            for source in request.media.get("reference_images", ())
+        ]
+        context = vace_context(self.vae, frames, mask, references, **size)
+        return replace(
+            item,
+            inputs={**item.inputs, **inputs},
+            tensors={"vace_context": context.cpu()},
+            weights={**item.weights, "vae": self.fingerprint},
+        )
