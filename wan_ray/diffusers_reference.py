@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from wan_ray.errors import MissingExtraError
+from wan_ray.model.blocks import IMAGE_WIDTH, TOKENS_PER_IMAGE
 from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.key_maps import dit_name_from_diffusers, vae_name_from_diffusers
 from wan_ray.model.vae import VAEArchitecture
@@ -22,6 +23,7 @@ try:
     # From their homes: `diffusers` itself offers stand-ins of the same names, which a type checker finds first.
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
     from diffusers.pipelines.wan.pipeline_wan import WanPipeline
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 except ImportError as error:
@@ -30,10 +32,16 @@ except ImportError as error:
 CPU = torch.device("cpu")
 
 
-def diffusers_transformer(checkpoint: Checkpoint) -> WanTransformer3DModel:
-    """The checkpoint's DiT."""
+def diffusers_transformer(checkpoint: Checkpoint) -> WanTransformer3DModel | WanVACETransformer3DModel:
+    """The checkpoint's DiT, of whatever task."""
     sizes = checkpoint.check()
-    model = WanTransformer3DModel(
+    own: dict[str, Any] = {}
+    if sizes.image_tokens:
+        own = {"image_dim": IMAGE_WIDTH, "added_kv_proj_dim": sizes.dim}
+        own["pos_embed_seq_len"] = sizes.image_tokens if sizes.image_tokens > TOKENS_PER_IMAGE else None
+    if sizes.vace_layers:
+        own = {"vace_layers": list(sizes.vace_layers), "vace_in_channels": sizes.vace_in_channels}
+    model = (WanVACETransformer3DModel if sizes.vace_layers else WanTransformer3DModel)(
         num_attention_heads=sizes.num_heads,
         attention_head_dim=sizes.dim // sizes.num_heads,
         in_channels=sizes.in_channels,
@@ -42,6 +50,7 @@ def diffusers_transformer(checkpoint: Checkpoint) -> WanTransformer3DModel:
         freq_dim=sizes.frequency_dim,
         ffn_dim=sizes.ffn_dim,
         num_layers=sizes.num_layers,
+        **own,
     )
     _fill_(model, checkpoint.open_dit(), dit_name_from_diffusers)
     return model.eval()
