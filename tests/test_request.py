@@ -56,7 +56,7 @@ def refusal(**columns):
         ({"prompt": None}, "prompt: missing, and there is no default; give one"),
         ({"prompt": 7}, "prompt: 7 is not text; write it as a string"),
         ({"task": "v2v"}, "task: 'v2v' is not known; use 't2v', 't2i', 'i2v', 'flf2v' or 'vace'"),
-        ({"solver": "euler"}, "solver: 'euler' is not known; use 'unipc' or 'dpm++'"),
+        ({"solver": "ddim"}, "solver: 'ddim' is not known; use 'unipc', 'dpm++' or 'euler'"),
         (
             {"task": "t2i", "num_frames": 81},
             "num_frames: 81 for task 't2i', which renders 1; use task 't2v' for a clip",

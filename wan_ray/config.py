@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from wan_ray.errors import ConfigError, RequestError
 from wan_ray.request import FIELDS, check_columns, parse_row
-from wan_ray.variants import VARIANTS
+from wan_ray.variants import PRESETS, VARIANTS
 from wan_ray.wording import in_words
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -33,6 +33,7 @@ class ModelSection(_Section):
     """Which weights. A bare DiT .safetensors brings no text encoder and no VAE: name the folder that has them.
 
     checkpoint and companions are a local path or any fsspec URL, staged once per node under cache_dir.
+    preset names the sampler settings that distilled adapters need; a row and the run's defaults may override them.
     dtype "auto" is bfloat16 on a GPU and float32 on a CPU; the VAE always computes in float32.
     """
 
@@ -40,9 +41,17 @@ class ModelSection(_Section):
     checkpoint: str
     companions: str | None = None
     adapters: tuple[AdapterSection, ...] = ()
+    preset: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Device = "auto"
     cache_dir: str = "~/.cache/wan_ray"
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str | None) -> str | None:
+        if value is not None and value not in PRESETS:
+            raise ValueError(f"{value!r} is not known; use one of {', '.join(PRESETS)}")
+        return value
 
     @field_validator("variant")
     @classmethod

@@ -84,7 +84,7 @@ def diffusers_pipeline(checkpoint: Checkpoint, *, flow_shift: float) -> WanPipel
         text_encoder=encoder,
         vae=diffusers_vae(checkpoint),
         scheduler=released_unipc(flow_shift),  # pyrefly: ignore[bad-argument-type]
-        transformer=diffusers_transformer(checkpoint),
+        transformer=diffusers_transformer(checkpoint),  # pyrefly: ignore[bad-argument-type]
     )
 
 

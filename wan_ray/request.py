@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -25,7 +25,7 @@ from pydantic import (
 
 from wan_ray.columns import misspelt
 from wan_ray.errors import RequestError
-from wan_ray.variants import TASK_DEFAULTS, TASKS, Solver, Task, Variant
+from wan_ray.variants import TASK_DEFAULTS, TASKS, Preset, Solver, Task, Variant
 from wan_ray.wording import in_words, shown
 
 MAX_PROMPT_CHARS = 5000
@@ -288,12 +288,13 @@ def choose_variant(request: RenderRequest, variants: Sequence[Variant]) -> Varia
     return next((v for v in able if (request.width, request.height) in v.sizes), able[0])
 
 
-def resolve(request: RenderRequest, variant: Variant) -> ResolvedRequest:
-    """Fill in what the task and the model decide; RequestError when this model cannot render it."""
+def resolve(request: RenderRequest, variant: Variant, preset: Preset | None = None) -> ResolvedRequest:
+    """Fill in what preset, task and model decide; RequestError when this model cannot render it."""
     choose_variant(request, [variant])
     if request.extend_prompt:
         raise RequestError("extend_prompt: true, but no prompt extender is configured; extend the prompts beforehand")
     default = TASK_DEFAULTS[request.task]
+    sampler = preset or replace(default, flow_shift=_or(variant.flow_shift, default.flow_shift))
     shaped_by_image = "image" in _MEDIA_OF[request.task][0]
     width, height = (0, 0) if shaped_by_image else variant.sizes[0]
     width, height = request.width or width, request.height or height
@@ -313,10 +314,10 @@ def resolve(request: RenderRequest, variant: Variant) -> ResolvedRequest:
         height=height,
         num_frames=_or(request.num_frames, default.num_frames),
         fps=_or(request.fps, default.fps),
-        num_inference_steps=_or(request.num_inference_steps, default.num_inference_steps),
-        guidance_scale=_or(request.guidance_scale, default.guidance_scale),
-        flow_shift=_or(request.flow_shift, _or(variant.flow_shift, default.flow_shift)),
-        solver=request.solver or default.solver,
+        num_inference_steps=_or(request.num_inference_steps, sampler.num_inference_steps),
+        guidance_scale=_or(request.guidance_scale, sampler.guidance_scale),
+        flow_shift=_or(request.flow_shift, sampler.flow_shift),
+        solver=request.solver or sampler.solver,
         seed=_or(request.seed, seed_from_id(request_id)),
         context_scale=_or(request.context_scale, 1.0),
         labels=request.labels,

@@ -11,7 +11,7 @@ from wan_ray.renderer import Renderer
 from wan_ray.request import RenderRequest
 from wan_ray.sampling.loop import denoise, guided
 from wan_ray.sampling.sigmas import schedule
-from wan_ray.variants import Solver
+from wan_ray.variants import PRESETS, Solver
 
 Golden = Callable[[str], tuple[dict[str, Tensor], dict[str, object]]]
 RelativeError = Callable[[Tensor, Tensor], float]
@@ -119,3 +119,25 @@ def test_unipc_runs_where_its_integer_timesteps_collide(renderer: Renderer) -> N
         task="t2i", prompt="A road", width=32, height=32, num_inference_steps=100, flow_shift=16.0, solver="unipc"
     )
     assert torch.isfinite(renderer(request).latents).all()
+
+
+@torch.inference_mode()
+def test_euler_agrees_with_diffusers_on_the_four_levels_of_the_distilled_adapters(
+    relative_error: Callable[[Tensor, Tensor], float],
+) -> None:
+    pytest.importorskip("diffusers")
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    preset = PRESETS["lightx2v-4-step"]
+    # ModelTC/LightX2V f8aee98, configs/distill/wan21/*_lora_4step_cfg.json: steps 1000, 750, 500, 250 and shift 5.
+    theirs = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    theirs.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    ours = schedule(preset.solver, preset.num_inference_steps, preset.flow_shift)
+    assert ours.sigmas == pytest.approx(theirs.sigmas.tolist(), abs=1e-6)
+    assert ours.timesteps == (1000, 937, 833, 625)
+    noise = torch.randn(16, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    wanted = noise
+    for timestep, ours_timestep in zip(theirs.timesteps, ours.timesteps, strict=True):
+        wanted = theirs.step(toy_velocity(wanted, ours_timestep), timestep, wanted).prev_sample
+    settings = {"solver": "euler", "num_inference_steps": 4, "flow_shift": 5.0}
+    assert relative_error(denoise(toy_velocity, noise, **settings), wanted) < 1e-5

@@ -253,3 +253,15 @@ def test_planning_loads_neither_torch_nor_ray(config_of):
     )
     said = subprocess.run([sys.executable, "-c", code, config.model_dump_json()], capture_output=True, check=True)
     assert json.loads(said.stdout) == [6, []]
+
+
+def test_a_preset_fills_what_neither_the_row_nor_the_run_says(config_of):
+    config = config_of([{"prompt": "a", "flow_shift": None}, {"prompt": "b", "flow_shift": 7.0}])
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"preset": "lightx2v-4-step"}), "defaults": {"solver": "unipc"}}
+    )
+    items = list(read_pending(open_manifest(config), config, plan_manifest(config).bucket_of_row))
+    settings = [
+        (i.sound.num_inference_steps, i.sound.guidance_scale, i.sound.flow_shift, i.sound.solver) for i in items
+    ]
+    assert settings == [(4, 1.0, 5.0, "unipc"), (4, 1.0, 7.0, "unipc")]

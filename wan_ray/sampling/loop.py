@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from wan_ray.sampling.dpmpp import dpmpp_step
+from wan_ray.sampling.euler import euler_step
 from wan_ray.sampling.sigmas import schedule
 from wan_ray.sampling.state import SolverState
 from wan_ray.sampling.unipc import unipc_step
@@ -13,7 +14,7 @@ from wan_ray.variants import Solver
 Velocity = Callable[[Tensor, int], Tensor]
 OnStep = Callable[[int, int], None]
 
-_STEPS = {"unipc": unipc_step, "dpm++": dpmpp_step}
+_STEPS = {"unipc": unipc_step, "dpm++": dpmpp_step, "euler": euler_step}
 
 
 def denoise(

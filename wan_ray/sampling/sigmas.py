@@ -23,6 +23,7 @@ def schedule(solver: Solver, num_inference_steps: int, flow_shift: float) -> Sch
     """The released schedule of a solver; a larger flow_shift spends more steps near noise.
 
     UniPC starts just below pure noise, DPM++ at it: Wan2.1 fm_solvers_unipc.py:148 and fm_solvers.py:24 (9737cba).
+    Euler, which the release does not have, starts at it too: LightX2V's 4-step configs (f8aee98).
     """
     first = float(np.float32(0.999)) if solver == "unipc" else 1.0
     levels = np.linspace(first, 0, num_inference_steps + 1)[:-1]

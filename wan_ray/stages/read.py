@@ -24,7 +24,7 @@ from wan_ray.request import (
 from wan_ray.stages.items import Item
 from wan_ray.storage.manifest import Manifest
 from wan_ray.storage.paths import file_stem
-from wan_ray.variants import get_variant
+from wan_ray.variants import PRESETS, get_variant
 
 Bucket = tuple[str, str, int, int, int, int]  # variant, task, width, height, num_frames, num_inference_steps
 
@@ -33,8 +33,9 @@ def read_row(row: Mapping[str, object], config: RenderConfig, *, number: int | N
     """The item of a manifest row, failed at "read" if the row breaks a rule. number counts rows from 0."""
     try:
         parsed = parse_row(row, config.defaults)
-        variants = [get_variant(section.variant) for section in config.all_models]
-        request = resolve(parsed.request, choose_variant(parsed.request, variants))
+        models = {get_variant(section.variant): section for section in config.all_models}
+        variant = choose_variant(parsed.request, list(models))
+        request = resolve(parsed.request, variant, PRESETS.get(models[variant].preset or ""))
     except RequestError as error:
         return refused(row, number, error)
     return Item(
