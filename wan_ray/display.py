@@ -1,5 +1,6 @@
 """The command line's view of a running render: one line per row and stage, and one line of progress."""
 
+import shutil
 import sys
 import threading
 import time
@@ -60,15 +61,20 @@ class Display:
         eta = f"{(self._num_rows - self._done) / rate:.0f} s" if rate else "unknown"
         inside = "  ".join(f"{stage} {self._inside.get(stage, 0)}" for stage in _PAST)
         text = (
-            f"rows {self._done}/{self._num_rows}  failed {self._failed}  {rate * 60:.1f} clips/min  "
-            f"ETA {eta}  working: {inside}"
+            f"starting workers and loading weights, {elapsed_s:.0f} s"
+            if not self._inside
+            else (
+                f"rows {self._done}/{self._num_rows}  failed {self._failed}  {rate * 60:.1f} clips/min  "
+                f"ETA {eta}  working: {inside}"
+            )
         )
         self._last_line = time.monotonic()
         if not self._live:
             self._line(text)
             return
         with self._lock:
-            self._stream.write(f"\r\033[K{text}")
+            width = shutil.get_terminal_size().columns - 1  # a wrapped line could not be written over
+            self._stream.write(f"\r\033[K{text[:width]}")
             self._stream.flush()
 
     def _line(self, text: str) -> None:

@@ -22,7 +22,6 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    own = address == "local" or (address == "auto" and "RAY_ADDRESS" not in os.environ)
     options: dict[str, Any] = {}
     if address == "local":
         # What workers have to say reaches the driver through the board; their logs lie in Ray's session folder.
@@ -30,7 +29,7 @@ def connected(address: str) -> Iterator[None]:
     try:
         ray.init(
             address=None if address == "auto" else address,
-            include_dashboard=False if own else None,
+            include_dashboard=False if address == "local" else None,
             logging_level=logging.ERROR,
             **options,
         )
