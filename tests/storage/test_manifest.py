@@ -153,3 +153,11 @@ def test_a_million_rows_scan_in_seconds_within_bounded_memory(tmp_path):
     assert int(rows) == num_rows
     assert float(seconds) < 30
     assert float(grown_mb) < 120
+
+
+def test_text_that_is_not_utf8_is_told_with_its_file(tmp_path):
+    broken = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
+    file = tmp_path / "latin.parquet"
+    pq.write_table(pa.table({"prompt": broken}), file)
+    with pytest.raises(ConfigError, match=r"latin\.parquet.*not sound.*utf-8"):
+        list(Manifest(str(file)).rows())

@@ -39,9 +39,9 @@ class ImageConditioner:
         self.weights = weights
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, variant: Variant) -> Self:
-        """CheckpointError when the weights do not fit."""
-        image_encoder, clip = checkpoint.load_image_encoder(dtype=dtype, device=device)
+    def load(cls, checkpoint: Checkpoint, *, device: torch.device, variant: Variant) -> Self:
+        """CheckpointError when the weights do not fit. CLIP runs once a clip: in float32, which costs nothing."""
+        image_encoder, clip = checkpoint.load_image_encoder(dtype=torch.float32, device=device)
         vae, fingerprint = checkpoint.load_vae(device=device)
         return cls(image_encoder, vae, variant, {"image_encoder": clip, "vae": fingerprint})
 

@@ -62,9 +62,7 @@ class StageLoader:
         if "vace" in tasks:
             conditioner = VaceConditioner.load(checkpoint, device=self.device)
         elif "t2v" not in tasks:
-            conditioner = ImageConditioner.load(
-                checkpoint, dtype=self.dtype, device=self.device, variant=get_variant(self.model.variant)
-            )
+            conditioner = ImageConditioner.load(checkpoint, device=self.device, variant=get_variant(self.model.variant))
         return EncodeStage.load(checkpoint, dtype=self.dtype, device=self.device, conditioner=conditioner)
 
     def denoise(self) -> DenoiseStage:

@@ -122,7 +122,8 @@ def _is_data(path_in_folder: str) -> bool:
 def _numbered_rows(parquet: pq.ParquetFile, shard: Shard) -> Iterator[tuple[int, dict[str, object]]]:
     number = shard.first_row
     for batch in _batches(parquet, shard):
-        columns = [_values(column) for column in batch.columns]
+        with failing_as(ConfigError, f"row group {shard.row_group} of {shard.file!r} holds a value that is not sound"):
+            columns = [_values(column) for column in batch.columns]
         for values in zip(*columns, strict=True):
             yield number, dict(zip(batch.schema.names, values, strict=True))
             number += 1
