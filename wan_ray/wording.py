@@ -1,5 +1,6 @@
-"""pydantic's errors in this package's words: value, rule, what to change."""
+"""What messages share: pydantic's errors in this package's words, values cut to a line, passwords masked."""
 
+import re
 from typing import Any
 
 _NOT_WHOLE = "is not a whole number; give one"
@@ -45,3 +46,8 @@ def shown(value: object) -> str:
     """repr, cut to what fits a line."""
     text = repr(value[:80] if isinstance(value, str | bytes) else value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def without_secrets(text: str) -> str:
+    """The text with passwords in URLs (scheme://user:password@host) masked."""
+    return re.sub(r"(//[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from wan_ray.errors import ConfigError, MissingExtraError, StorageError
-from wan_ray.storage.blob import Store, create_without_links, without_secrets
+from wan_ray.storage.blob import Store, create_without_links
+from wan_ray.wording import without_secrets
 
 RACE = """
 import os, sys, time

@@ -7,7 +7,7 @@ import pytest
 
 from wan_ray.errors import ConfigError, StorageError
 from wan_ray.storage.blob import Store
-from wan_ray.storage.index import IndexWriter, indexed_names, read_index
+from wan_ray.storage.index import IndexWriter, indexed_statuses, read_index
 from wan_ray.storage.records import Record
 
 
@@ -89,7 +89,7 @@ def test_an_extra_that_fits_no_column_never_stops_the_index(tmp_path, caplog):
 def test_rows_older_than_the_interval_are_written_by_the_next_append(tmp_path):
     writer = IndexWriter(Store(tmp_path), "r1", {}, flush_interval_s=0)
     writer.append(make_record("a"))
-    assert indexed_names(Store(tmp_path)) == {"a"}
+    assert set(indexed_statuses(Store(tmp_path))) == {"a"}
 
 
 def test_rows_of_a_part_that_could_not_be_written_are_kept(tmp_path):
@@ -100,7 +100,7 @@ def test_rows_of_a_part_that_could_not_be_written_are_kept(tmp_path):
         writer.flush()
     (tmp_path / "index").unlink()
     writer.close()
-    assert indexed_names(Store(tmp_path)) == {"a"}
+    assert set(indexed_statuses(Store(tmp_path))) == {"a"}
 
 
 def test_parts_of_runs_with_other_columns_are_read_together(tmp_path):
@@ -127,14 +127,14 @@ def test_an_index_without_parts_has_no_rows_but_its_columns(tmp_path):
     table = read_index(Store(tmp_path))
     assert table.num_rows == 0
     assert "seconds_denoise" in table.column_names
-    assert indexed_names(Store(tmp_path)) == set()
+    assert set(indexed_statuses(Store(tmp_path))) == set()
 
 
 def test_an_index_in_a_bucket_works_the_same():
     store = Store("memory://test-index")
     with IndexWriter(store, "r1", {}) as writer:
         writer.append(make_record("a"))
-    assert indexed_names(store) == {"a"}
+    assert set(indexed_statuses(store)) == {"a"}
     assert read_index(store)["id"].to_pylist() == ["a"]
 
 

@@ -20,7 +20,7 @@ import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
 from wan_ray.errors import RequestError, StorageError, WanRayError
-from wan_ray.wording import shown
+from wan_ray.wording import shown, without_secrets
 
 MAX_IMAGE_BYTES = 100_000_000
 MAX_VIDEO_BYTES = 1 << 30
@@ -29,7 +29,6 @@ _FIX = "give a path, a URL, a data: URL or bytes"
 _CHUNK_BYTES = 1 << 20
 _NAME_CHARS = 80
 _DATA_URL = re.compile(r"data:[^,]*?(?P<base64>;base64)?,", re.IGNORECASE)
-_PASSWORD = re.compile(r"(//[^/@:\s]*):[^/@\s]*@")
 _NO_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
 _IMAGE = re.compile(rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM|II\*\x00|MM\x00\*", re.DOTALL)
 # What a file may be taken for, by how it begins; for messages only.
@@ -119,7 +118,7 @@ def name_of(source: object) -> str:
         return shown(source)
     if source[:5].lower() == "data:":
         return repr(source[:40])
-    text = _PASSWORD.sub(r"\1:***@", source)
+    text = without_secrets(source)
     return repr(text if len(text) <= _NAME_CHARS else f"{text[:24]}...{text[27 - _NAME_CHARS :]}")
 
 
@@ -243,4 +242,4 @@ def _natural(file: PurePosixPath) -> list[tuple[int, str]]:
 
 
 def _cause(error: Exception) -> str:
-    return _PASSWORD.sub(r"\1:***@", shown(str(error) or type(error).__name__))
+    return without_secrets(shown(str(error) or type(error).__name__))

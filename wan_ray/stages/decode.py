@@ -22,8 +22,6 @@ from wan_ray.stages.items import Clip, Item
 class DecodeStage:
     """Owns the VAE."""
 
-    name = "decode"
-
     def __init__(self, vae: WanVAE, fingerprint: str, video: VideoSection) -> None:
         self.vae = vae
         self.fingerprint = fingerprint

@@ -32,8 +32,6 @@ def draw_noise(request: ResolvedRequest, *, num_references: int = 0) -> Tensor:
 class DenoiseStage:
     """Owns the DiT."""
 
-    name = "denoise"
-
     def __init__(self, model: DiT, fingerprint: str) -> None:
         self.model = model
         self.fingerprint = fingerprint

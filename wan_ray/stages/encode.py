@@ -23,8 +23,6 @@ class EncodeStage:
     Embeddings are kept by text, the least used dropped beyond CACHE_BYTES.
     """
 
-    name = "encode"
-
     def __init__(
         self,
         encoder: UMT5EncoderModel,

@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from wan_ray.stages.items import Item
-from wan_ray.storage.blob import Store, without_secrets
+from wan_ray.storage.blob import Store
 from wan_ray.storage.paths import clip_key
 from wan_ray.storage.records import Record, RecordStore
+from wan_ray.wording import without_secrets
 
 _PACKAGES = ("wan-ray", "torch", "transformers", "tokenizers", "ray")
 _REQUEST_FIELDS = (
@@ -40,8 +41,6 @@ class StoredClip:
 
 class PublishStage:
     """Owns the output folder's clips and records for one run."""
-
-    name = "publish"
 
     def __init__(self, output: str, *, run_id: str) -> None:
         self.store = Store(output)

@@ -33,9 +33,10 @@ def read_row(row: Mapping[str, object], config: RenderConfig, *, number: int | N
     """The item of a manifest row, failed at "read" if the row breaks a rule. number counts rows from 0."""
     try:
         parsed = parse_row(row, config.defaults)
-        models = {get_variant(section.variant): section for section in config.all_models}
-        variant = choose_variant(parsed.request, list(models))
-        request = resolve(parsed.request, variant, PRESETS.get(models[variant].preset or ""))
+        models = config.all_models
+        variants = [get_variant(section.variant) for section in models]
+        variant = choose_variant(parsed.request, variants)
+        request = resolve(parsed.request, variant, PRESETS.get(models[variants.index(variant)].preset or ""))
     except RequestError as error:
         return refused(row, number, error)
     return Item(

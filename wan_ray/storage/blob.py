@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import shutil
 import threading
 import uuid
@@ -17,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from wan_ray.errors import ConfigError, MissingExtraError, StorageError, WanRayError
+from wan_ray.wording import without_secrets
 
 # Services that decide a create themselves (If-None-Match and its kin), and memory://, which lives in one process.
 # The other drivers check, then write: two writers could both win, and a reader could see half a file.
@@ -39,11 +39,6 @@ def failing_as(kind: type[WanRayError], what: str) -> Iterator[None]:
     except Exception as error:
         cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise kind(without_secrets(f"{what}: {cause}")) from error
-
-
-def without_secrets(text: str) -> str:
-    """The text with passwords in URLs (scheme://user:password@host) masked."""
-    return re.sub(r"(//[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
 
 
 def open_filesystem(source: str) -> tuple[fsspec.AbstractFileSystem, str]:

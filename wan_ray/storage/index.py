@@ -123,13 +123,6 @@ class IndexWriter:
         self.flush()
 
 
-def indexed_names(store: Store) -> set[str]:
-    """Names of the records that have a row in the index; reads that column only."""
-    return {
-        name for key in _part_keys(store) for name in _read_part(store, key, columns=["record"])["record"].to_pylist()
-    }
-
-
 def indexed_statuses(store: Store) -> dict[str, str]:
     """Status ("ok" or "failed") of the records that have a row in the index, by name; reads two columns only."""
     parts = (_read_part(store, key, columns=["record", "status"]) for key in _part_keys(store))

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wan_ray.errors import ConfigError, StorageError
-from wan_ray.storage.blob import failing_as, open_filesystem, without_secrets
+from wan_ray.storage.blob import failing_as, open_filesystem
+from wan_ray.wording import without_secrets
 
 _BATCH_ROWS = 1024
 _BUFFER_BYTES = 2**20

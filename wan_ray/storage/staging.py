@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from wan_ray.errors import CheckpointError
-from wan_ray.storage.blob import failing_as, open_filesystem, without_secrets
+from wan_ray.storage.blob import failing_as, open_filesystem
+from wan_ray.wording import without_secrets
 
 logger = logging.getLogger(__name__)
 
