@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from wan_ray.degrees import Degrees
 from wan_ray.errors import ConfigError, RequestError
 from wan_ray.request import FIELDS, check_columns, parse_row
 from wan_ray.variants import PRESETS, VARIANTS
@@ -29,12 +30,37 @@ class AdapterSection(_Section):
     scale: float = 1.0
 
 
+class GangSection(_Section):
+    """The ranks that render one clip together: cfg_degree x ulysses_degree x ring_degree of them, one GPU each.
+
+    fsdp shards the DiT's weights over the ranks. strategy "xfuser" uses its attention on CUDA; "auto" chooses.
+    timeout_s is how long a rank may be silent inside a step, and how long a gang may take to start, before it is
+    killed and built anew. max_tries is how many gangs a row may cost before it is recorded as failed.
+    """
+
+    cfg_degree: Literal[1, 2] = 1
+    ulysses_degree: int = Field(1, ge=1, le=64)
+    ring_degree: int = Field(1, ge=1, le=64)
+    strategy: Literal["auto", "torch", "xfuser"] = "auto"
+    fsdp: bool = False
+    timeout_s: float = Field(600.0, gt=0)
+    max_tries: int = Field(3, ge=1)
+
+    @property
+    def degrees(self) -> Degrees:
+        """The same as numbers without settings."""
+        return Degrees(cfg=self.cfg_degree, ulysses=self.ulysses_degree, ring=self.ring_degree)
+
+
 class ModelSection(_Section):
     """Which weights. A bare DiT .safetensors brings no text encoder and no VAE: name the folder that has them.
 
     checkpoint and companions are a local path or any fsspec URL, staged once per node under cache_dir.
     preset names the sampler settings that distilled adapters need; a row and the run's defaults may override them.
     dtype "auto" is bfloat16 on a GPU and float32 on a CPU; the VAE always computes in float32.
+    gang says which GPUs render one clip; "auto" chooses by what the shapes need; without one, a clip takes one worker.
+    offload "blocks" keeps the DiT's blocks in host memory and fetches them in time; "model" moves whole models out of
+    the GPU between their uses.
     """
 
     variant: str
@@ -44,6 +70,8 @@ class ModelSection(_Section):
     preset: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Device = "auto"
+    gang: GangSection | Literal["auto"] | None = None
+    offload: Literal["none", "model", "blocks"] = "none"
     cache_dir: str = "~/.cache/wan_ray"
 
     @field_validator("preset")
@@ -83,6 +111,15 @@ class StagesSection(_Section):
     publish: StageSection = StageSection(num_cpus=0.1)
 
 
+class HardwareSection(_Section):
+    """What `plan` reckons with: the GPU type, how many the run may use, and what an hour of one costs."""
+
+    gpu: Literal["A10G-24GB", "A100-40GB", "L40S-48GB", "A100-80GB", "H100-80GB", "H200-141GB"] = "H100-80GB"
+    num_gpus: int = Field(1, ge=1)
+    gpus_per_node: int = Field(8, ge=1)
+    price_per_gpu_hour: float | None = Field(None, ge=0)
+
+
 class VideoSection(_Section):
     """H.264 settings; crf 10 and medium are what the released code writes. threads is part of the bytes."""
 
@@ -109,6 +146,7 @@ class RenderConfig(_Section):
     defaults: dict[str, object] = {}
     stages: StagesSection = StagesSection()
     video: VideoSection = VideoSection()
+    hardware: HardwareSection | None = None
     no_progress_timeout_s: float = Field(6 * 3600.0, gt=0)
     ray_address: str = "auto"
 
