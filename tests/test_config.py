@@ -32,7 +32,8 @@ def refusal(path, *overrides):
 def test_a_minimal_config_has_the_release_s_video_quality_and_one_worker_per_stage(written):
     config = load_config(written(MINIMAL))
     assert (config.video.crf, config.video.preset) == (10, "medium")
-    assert [getattr(config.stages, s).replicas for s in ("encode", "denoise", "decode", "publish")] == [1, 1, 1, 1]
+    replicas = [getattr(config.stages, s).replicas for s in ("encode", "denoise", "decode", "publish")]
+    assert [(r.min, r.max) for r in replicas] == [(1, 1)] * 4
     assert (config.model.dtype, config.model.device, config.manifest, config.output) == ("auto", "auto", None, None)
     assert [model.variant for model in config.all_models] == ["debug"]
 
@@ -52,10 +53,17 @@ def test_overrides_reach_into_sections_and_are_typed_as_yaml(written):
             "manifest=s3://bucket/a=b.parquet",
         ],
     )
-    assert (config.video.crf, config.stages.denoise.num_gpus, config.stages.denoise.replicas) == (18, 0.5, 2)
+    assert (config.video.crf, config.stages.denoise.num_gpus, config.stages.denoise.replicas.max) == (18, 0.5, 2)
     assert (config.stages.encode.num_cpus, config.model.dtype) == (2.0, "bfloat16")
     assert config.defaults == {"num_frames": 33, "labels": {"weather": "rain"}, "negative_prompt": ""}
     assert (config.no_progress_timeout_s, config.manifest) == (90.5, "s3://bucket/a=b.parquet")
+
+
+def test_a_pool_may_have_a_range_of_workers(written):
+    stages = load_config(written(MINIMAL + "stages: {denoise: {replicas: {min: 2, max: 8}}}\n")).stages
+    assert (stages.denoise.replicas.min, stages.denoise.replicas.max) == (2, 8)
+    stages = load_config(written(MINIMAL), ["stages.decode.replicas.max=3"]).stages
+    assert (stages.decode.replicas.min, stages.decode.replicas.max) == (1, 3)
 
 
 def test_an_override_fills_a_section_that_the_file_leaves_empty(written):
@@ -76,6 +84,11 @@ def test_an_override_fills_a_section_that_the_file_leaves_empty(written):
         ("stages.denoise.replica=2", "stages.denoise.replica is no setting; did you mean 'replicas'?"),
         ("stages.denois.replicas=2", "stages.denois is no setting; did you mean 'denoise'?"),
         ("modle.dtype=auto", "modle is no setting; did you mean 'model'?"),
+        ("stages.denoise.replicas=0", "stages.denoise.replicas.min: 0 is less than 1; use 1 or more"),
+        ("stages.decode.replicas={min: 4, max: 2}", "stages.decode.replicas: min=4 is more than max=2; swap them"),
+        ("stages.decode.replicas={max: 2, mni: 1}", "stages.decode.replicas.mni is no setting; did you mean 'min'?"),
+        ("stages.decode.replicas=many", "stages.decode.replicas: 'many' is neither a number of workers nor a range"),
+        ("stages.decode.replicas=true", "stages.decode.replicas: True is neither a number of workers nor a range"),
         ("stages.denoise.num_gpus=1.5", "stages.denoise.num_gpus: 1.5 is neither a part of one GPU nor a whole number"),
         ("stages.denoise.num_gpus=.inf", "stages.denoise.num_gpus: inf is not a finite number; give one"),
         ("no_progress_timeout_s=.nan", "no_progress_timeout_s: nan is not a finite number; give one"),

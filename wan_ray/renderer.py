@@ -20,7 +20,7 @@ from wan_ray.variants import get_variant
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """frames: uint8 [F, H, W, 3]. latents: float32 [16, T, h, w]. request: with every default filled in."""
+    """frames: uint8 [F, H, W, 3]. latents: float32 [16, T, h, w]. request: with what defaults and sources decide."""
 
     frames: np.ndarray
     latents: Tensor
@@ -30,11 +30,13 @@ class Rendered:
 class Renderer:
     """Owns the three models, all on one device. Called with a request, it renders it and returns."""
 
-    def __init__(self, encode: EncodeStage, denoise: DenoiseStage, decode: DecodeStage) -> None:
+    def __init__(
+        self, encode: EncodeStage, denoise: DenoiseStage, decode: DecodeStage, *, variant: str | None = None
+    ) -> None:
         self.encode = encode
         self.denoise = denoise
         self.decode = decode
-        self.variant = get_variant(variant_of(denoise.model.architecture))
+        self.variant = get_variant(variant or variant_of(denoise.model.architecture))
 
     @classmethod
     def from_checkpoint(
@@ -42,22 +44,25 @@ class Renderer:
         path: str | Path,
         *,
         companions: str | Path | None = None,
+        variant: str | None = None,
         dtype: DType | None = None,
         device: Device = "auto",
     ) -> Self:
         """Load a released folder, a -Diffusers folder or a lone DiT file with companions; path may be an fsspec URL.
 
+        The weights say which variant they are, but for the two of I2V, of which it is the 480P one unless named.
         Without a dtype: bfloat16 on a GPU, float32 on a CPU. CheckpointError when the weights do not fit.
         """
         section = ModelSection(
-            variant="debug",  # any architecture: which one it is, the weights say
+            variant="debug",  # any architecture, to read which one it is
             checkpoint=str(path),
             companions=None if companions is None else str(companions),
             dtype=dtype or "auto",
             device=device,
         )
-        loader = StageLoader(model=section)
-        return cls(loader.encode(), loader.denoise(), loader.decode())
+        name = variant or variant_of(StageLoader(model=section).checkpoint().check())
+        loader = StageLoader(model=section.model_copy(update={"variant": name}))
+        return cls(loader.encode(), loader.denoise(), loader.decode(), variant=name)
 
     def __call__(self, request: RenderRequest, *, on_step: OnStep | None = None) -> Rendered:
         """Render one request; RequestError when this model cannot, StageError when it fails.
@@ -66,6 +71,7 @@ class Renderer:
         """
         resolved = resolve(request, self.variant)
         item = Item(name="", id=resolved.id, row=None, request=resolved, prompt=resolved.prompt)
-        latents = self.denoise(self.encode(item), on_step).tensors["latents"]
+        denoised = self.denoise(self.encode(item), on_step)
+        latents = denoised.tensors["latents"]
         frames = np.concatenate(list(self.decode.frames(latents)))
-        return Rendered(frames=frames, latents=latents, request=resolved)
+        return Rendered(frames=frames, latents=latents, request=denoised.sound)

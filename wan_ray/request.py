@@ -1,16 +1,14 @@
 """RenderRequest: one manifest row, and every rule about a row that holds for any model; resolve() adds the model's.
 
-A rule stands in one place and says value, rule and fix. Below this module a request is trusted.
+A rule stands in one place (that of the column `vace` in vace_request.py) and says value, rule and fix. Below this
+module a request is trusted.
 """
 
 import base64
-import datetime
 import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -25,8 +23,10 @@ from pydantic import (
 
 from wan_ray.columns import misspelt
 from wan_ray.errors import RequestError
+from wan_ray.row_values import Count, Media, Number, content_id, jsonable, map_of_pairs, plain, text_of_number
+from wan_ray.vace_request import VaceMode, inferred_mode, media_of, options_of, parse_vace
 from wan_ray.variants import TASK_DEFAULTS, TASKS, Preset, Solver, Task, Variant
-from wan_ray.wording import in_words, shown
+from wan_ray.wording import in_words
 
 MAX_PROMPT_CHARS = 5000
 MAX_SIDE = 16384  # the rotary table has 1024 positions of 16 pixels per axis
@@ -34,6 +34,7 @@ MAX_FRAMES = 4093  # 1024 latent frames
 MAX_SEED = 2**63 - 1
 
 T = TypeVar("T")
+Compat = Literal["released"]
 MEDIA_FIELDS = ("image", "last_image", "control_video", "mask_video", "reference_images")
 _MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (must have, may have)
     "t2v": ((), ()),
@@ -81,37 +82,6 @@ def _sound_id(value: str) -> str:
     return value
 
 
-def _text_of_number(value: object) -> object:
-    """Ids are often numbers, and whole floats where pandas met a null in the column."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"{value} is not a number; give one")
-    return value
-
-
-def _map_of_strings(value: object) -> object:
-    """Arrow hands a map over as pairs and a struct with null for keys that other rows have."""
-    if isinstance(value, list | tuple):
-        if not all(isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in value):
-            raise ValueError(f"{shown(value)} is not a map of strings; give a map, a struct or pairs of key and value")
-        value = dict(value)
-    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
-
-
-def _text_or_bytes(value: object) -> object:
-    if not isinstance(value, str | bytes):
-        raise ValueError(f"{shown(value)} is neither text (a path or URL) nor bytes; give one of them")
-    return value
-
-
-Media = Annotated[str | bytes, BeforeValidator(_text_or_bytes)]
-Count = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[float, BeforeValidator(_no_bool)]
 Side = Annotated[Count, Field(ge=16, le=MAX_SIDE), AfterValidator(_multiple_of_16)]
 Frames = Annotated[Count, Field(ge=1, le=MAX_FRAMES), AfterValidator(_four_n_plus_one)]
 
@@ -119,13 +89,15 @@ Frames = Annotated[Count, Field(ge=1, le=MAX_FRAMES), AfterValidator(_four_n_plu
 class RenderRequest(BaseModel):
     """What to render. None means: the default of the task and model.
 
-    width and height are pixels of the result, fps is frames per second of the file and changes no pixel,
-    seed draws the noise. Rules broken raise pydantic's ValidationError; parse_row turns it into RequestError.
+    width and height are pixels of the result, fps is frames per second of the file and changes no pixel but where a
+    video is read at it, seed draws the noise, vace is what its task does (see vace_request.py), compat asks for the
+    released code's ways where ours are others. Rules broken raise pydantic's ValidationError; parse_row turns it into
+    RequestError.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    id: Annotated[str, BeforeValidator(_text_of_number), AfterValidator(_sound_id)] | None = None
+    id: Annotated[str, BeforeValidator(text_of_number), AfterValidator(_sound_id)] | None = None
     task: Task = "t2v"
     prompt: Annotated[str, AfterValidator(_not_blank), AfterValidator(_readable_text)]
     negative_prompt: Annotated[str, AfterValidator(_readable_text)] | None = None
@@ -144,8 +116,10 @@ class RenderRequest(BaseModel):
     mask_video: Media | None = None
     reference_images: list[Media] | None = None
     context_scale: Number | None = Field(None, ge=0, le=10)
+    vace: Annotated[VaceMode | None, BeforeValidator(parse_vace)] = None
+    compat: Compat | None = None
     extend_prompt: bool = False
-    labels: Annotated[dict[str, str], BeforeValidator(_map_of_strings)] = {}
+    labels: Annotated[dict[str, str], BeforeValidator(map_of_pairs)] = {}
 
     @model_validator(mode="after")
     def _fields_fit_the_task(self) -> "RenderRequest":
@@ -163,16 +137,38 @@ class RenderRequest(BaseModel):
             broken.append(f"num_frames: 1 for task {self.task!r}; use task 't2i' for an image, or 5 or more")
         if self.context_scale is not None and self.task != "vace":
             broken.append(f"context_scale: only task 'vace' has one, not {self.task!r}; leave it empty")
-        if self.mask_video and not self.control_video:
-            broken.append("mask_video: without a control_video there is nothing to keep; give both or neither")
-        required, optional = _MEDIA_OF[self.task]
+        if self.vace is not None and self.task != "vace":
+            broken.append(f"vace: only task 'vace' has one, not {self.task!r}; leave it empty")
+        return broken + self._media_rules()
+
+    def _media_rules(self) -> list[str]:
+        broken = []
         given = [f for f in MEDIA_FIELDS if getattr(self, f)]
-        broken += [f"{f}: task {self.task!r} needs one" for f in required if f not in given]
+        if self.vace is not None and self.task == "vace":
+            broken += self._vace_rules(self.vace, given)
+            needed, optional, kind, name = self.vace.needs, self.vace.takes, "mode", self.vace.mode
+        else:
+            # The released code drops a mask that comes alone.
+            if self.mask_video and not self.control_video and self.compat is None:
+                broken.append("mask_video: without a control_video there is nothing to keep; give both or neither")
+            needed, optional, kind, name = *_MEDIA_OF[self.task], "task", self.task
+        broken += [f"{f}: {kind} {name!r} needs one" for f in needed if f not in given]
         broken += [
-            f"{f}: task {self.task!r} takes none; leave it empty or change the task"
+            f"{f}: {kind} {name!r} takes none; leave it empty or change the {kind}"
             for f in given
-            if f not in (*required, *optional)
+            if f not in (*needed, *optional)
         ]
+        return broken
+
+    def _vace_rules(self, mode: VaceMode, given: list[str]) -> list[str]:
+        broken = mode.broken_rules(given)
+        masks, references = len(mode.reference_masks or ()), len(self.reference_images or ())
+        if mode.reference_masks is not None and masks != references:
+            broken.append(
+                f"vace: {masks} reference_masks for {references} reference_images; give one for each, or none"
+            )
+        if self.compat is not None:
+            broken.append("vace: the released code knows no modes; leave either vace or compat empty")
         return broken
 
 
@@ -184,7 +180,8 @@ _FIELD_SET = frozenset(FIELDS)
 class ResolvedRequest:
     """A request with every default filled in for one model.
 
-    width and height are 0 where a first image will decide them; media holds paths, URLs and data URLs by field.
+    width and height are 0 where a first image will decide them, fps where a video may; media holds paths, URLs and
+    data URLs by field. vace: the options of its mode, but for the sources among them, which are in media.
     """
 
     id: str
@@ -204,6 +201,8 @@ class ResolvedRequest:
     context_scale: float
     labels: Mapping[str, str]
     media: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    vace: Mapping[str, JsonValue] = field(default_factory=dict)
+    compat: Compat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +220,7 @@ def parse_row(row: Mapping[str, object], defaults: Mapping[str, object] | None =
     the row gets a hash of its own content, so the same row has the same id anywhere.
     """
     check_columns(row)
-    given = {k: v for k, value in row.items() if k in _FIELD_SET and (v := _plain(value)) is not None}
+    given = {k: v for k, value in row.items() if k in _FIELD_SET and (v := plain(value)) is not None}
     extra = extra_values(row)
     try:
         request = RenderRequest.model_validate({**_fitting(defaults, given), **given} if defaults else given)
@@ -253,22 +252,13 @@ def check_columns(columns: Mapping[str, object] | list[str]) -> None:
 
 def extra_values(row: Mapping[str, object]) -> dict[str, JsonValue]:
     """The columns of a row that are not ours, as JSON values."""
-    return {k: _jsonable(v) for k, v in row.items() if k not in _FIELD_SET}
+    return {k: jsonable(v) for k, v in row.items() if k not in _FIELD_SET}
 
 
 def id_of(row: Mapping[str, object]) -> str | None:
     """The id that a row gives, as text; None when it gives none. It may break the rules of an id."""
-    value = _text_of_number(_plain(row.get("id")))
+    value = text_of_number(plain(row.get("id")))
     return None if value is None else str(value)
-
-
-def content_id(row: Mapping[str, object]) -> str:
-    """16 hex digits that depend on the row's content alone, not on how a table held it.
-
-    Nulls count as absent and 81.0 as 81: a column becomes float, a struct gets a key, because of other rows.
-    """
-    canonical = json.dumps(_canonical(_jsonable(row)), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def seed_from_id(request_id: str) -> int:
@@ -303,6 +293,14 @@ def resolve(request: RenderRequest, variant: Variant, preset: Preset | None = No
             f"width={width}, height={height}: {width * height} pixels are more than {variant.name}'s "
             f"{variant.max_pixels}; make it smaller, e.g. {_sizes(variant)}"
         )
+    num_frames = _or(request.num_frames, default.num_frames)
+    media, vace = _media(request), {}
+    if request.task == "vace":
+        mode = request.vace or inferred_mode(media)
+        mode.check_fits(width=width, height=height, num_frames=num_frames)
+        vace = options_of(mode)
+    # A source slower than the usual rate is followed; the released code writes that rate for any.
+    follows = request.compat is None and any(name in media for name in ("control_video", "first", "last"))
     request_id = request.id or content_id(request.model_dump(exclude_defaults=True))
     return ResolvedRequest(
         id=request_id,
@@ -312,8 +310,8 @@ def resolve(request: RenderRequest, variant: Variant, preset: Preset | None = No
         negative_prompt=_or(request.negative_prompt, default.negative_prompt),
         width=width,
         height=height,
-        num_frames=_or(request.num_frames, default.num_frames),
-        fps=_or(request.fps, default.fps),
+        num_frames=num_frames,
+        fps=_or(request.fps, 0.0 if follows else default.fps),
         num_inference_steps=_or(request.num_inference_steps, sampler.num_inference_steps),
         guidance_scale=_or(request.guidance_scale, sampler.guidance_scale),
         flow_shift=_or(request.flow_shift, sampler.flow_shift),
@@ -321,8 +319,17 @@ def resolve(request: RenderRequest, variant: Variant, preset: Preset | None = No
         seed=_or(request.seed, seed_from_id(request_id)),
         context_scale=_or(request.context_scale, 1.0),
         labels=request.labels,
-        media={name: _sources(value) for name in MEDIA_FIELDS if (value := getattr(request, name))},
+        media=media,
+        vace=vace,
+        compat=request.compat,
     )
+
+
+def _media(request: RenderRequest) -> dict[str, list[str]]:
+    sources = {name: value for name in MEDIA_FIELDS if (value := getattr(request, name))}
+    if request.vace is not None:
+        sources |= media_of(request.vace)
+    return {name: _sources(value) for name, value in sources.items()}
 
 
 def _sources(value: str | bytes | list[str | bytes]) -> list[str]:
@@ -340,6 +347,8 @@ def warnings_for(request: ResolvedRequest, variant: Variant) -> list[str]:
         found.append(f"size {request.width}x{request.height} is outside {variant.name}'s trained {_sizes(variant)}")
     if request.num_frames > 81:
         found.append(f"num_frames {request.num_frames} is more than the 81 that Wan2.1 was trained on")
+    if "mask_video" in request.media and "control_video" not in request.media:
+        found.append("a mask_video without a control_video is dropped, as in the released code")
     return found
 
 
@@ -349,47 +358,3 @@ def _sizes(variant: Variant) -> str:
 
 def _or(value: T | None, default: T) -> T:
     return default if value is None else value
-
-
-_PLAIN_TYPES = frozenset({type(None), str, int, bool, bytes, list, dict})
-_JSON_TYPES = frozenset({type(None), str, int, bool})
-
-
-def _plain(value: Any) -> Any:
-    """A value of numpy, pandas or Arrow as Python's own; NaN and their nulls as None."""
-    if type(value) in _PLAIN_TYPES:
-        return value
-    if isinstance(value, float):
-        return None if math.isnan(value) else float(value)
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    if hasattr(value, "as_py"):
-        return _plain(value.as_py())
-    return _plain(value.tolist()) if hasattr(value, "tolist") else value
-
-
-def _jsonable(value: Any) -> JsonValue:
-    value = _plain(value)
-    if type(value) in _JSON_TYPES:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
-    if isinstance(value, bytes):
-        return f"sha256:{hashlib.sha256(value).hexdigest()}"
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    return str(value)
-
-
-def _canonical(value: Any) -> JsonValue:
-    if type(value) in _JSON_TYPES:
-        return value
-    if isinstance(value, dict):
-        return {k: _canonical(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [_canonical(v) for v in value]
-    return int(value) if value.is_integer() else value

@@ -48,6 +48,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+_PASSWORD = re.compile(r"(//[^/@:\s]*):[^/@\s]*@")
+_SECRET_PARAMETER = re.compile(
+    r"""([?&;][^=&;\s'"]*(?:key|token|secret|sig|signature|password|credential)[^=&;\s'"]*=)[^&;\s'"]+""", re.IGNORECASE
+)
+
+
 def without_secrets(text: str) -> str:
-    """The text with passwords in URLs (scheme://user:password@host) masked."""
-    return re.sub(r"(//[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+    """The text with passwords in URLs (scheme://user:password@host) and keys in their queries (?token=...) masked."""
+    return _SECRET_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))

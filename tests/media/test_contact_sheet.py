@@ -3,7 +3,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from wan_ray.media.contact_sheet import SheetEntry, contact_sheet
+from wan_ray.media.contact_sheet import SheetEntry, contact_sheet, frame_strip
 
 
 def picture(entries):
@@ -65,3 +65,20 @@ def test_clips_stand_side_by_side_while_they_fit():
     assert two.shape[0] == one.shape[0]
     assert two.shape[1] > one.shape[1]
     assert picture([small] * 9).shape[0] > one.shape[0]
+
+
+def test_a_strip_is_a_jpeg_of_its_frames_within_its_bounds():
+    frames = plain(5, 640, 360, range(40, 240, 40))
+    strip = frame_strip(frames, height=90, max_bytes=20_000)
+    image = Image.open(io.BytesIO(strip))
+    assert (image.format, image.height, image.width) == ("JPEG", 90, 4 * 160 + 3 * 4)
+    shown = [int(np.asarray(image)[45, 80 + number * 164, 0]) for number in range(4)]
+    assert np.allclose(shown, [40, 80, 160, 200], atol=3)
+
+
+def test_a_strip_of_noise_is_made_coarser_and_smaller_until_it_fits():
+    noise = list(np.random.default_rng(0).integers(0, 256, (4, 180, 320, 3), np.uint8))
+    for max_bytes in (60_000, 10_000, 2_000):
+        strip = frame_strip(noise, height=120, max_bytes=max_bytes)
+        assert len(strip) <= max_bytes
+    assert Image.open(io.BytesIO(strip)).height < 120

@@ -1,5 +1,7 @@
+import json
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -123,11 +125,6 @@ def test_a_missing_file_is_named(file):
     assert refusal([file]) == f"weight file {str(file)!r} is missing"
 
 
-def test_a_git_lfs_pointer_is_no_archive(file):
-    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
-    assert str(file) in refusal([file])
-
-
 class Payload:
     """Writes a file when it is unpickled by anything that runs what a pickle says."""
 
@@ -199,6 +196,29 @@ def test_the_fingerprint_covers_every_shard(tmp_path):
         save({"b": torch.full((2,), float(b))}, files[1])
         found.add(TensorFiles.open(files).fingerprint)
     assert len(found) == 3
+
+
+def test_dtypes_are_those_of_the_file_and_follow_renamed_tensors(tmp_path):
+    small = {"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.ones(2).to(torch.float8_e4m3fn), "c": torch.ones(2)}
+    for suffix in (".safetensors", ".pth"):
+        tensors = TensorFiles.open([save(small, tmp_path / f"w{suffix}")])
+        assert tensors.dtypes == {"a": "bfloat16", "b": "float8_e4m3fn", "c": "float32"}
+        renamed = tensors.renamed(str.upper).without(lambda name: name == "C")
+        assert {name: renamed.dtypes[name] for name in renamed.shapes} == {"A": "bfloat16", "B": "float8_e4m3fn"}
+
+
+def test_a_file_larger_than_the_memory_tells_its_shapes(tmp_path):
+    num_bytes = 1 << 40
+    header = json.dumps({"a": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
+    with (tmp_path / "w.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + num_bytes)  # a hole: takes no room
+    assert TensorFiles.open([tmp_path / "w.safetensors"]).shapes == {"a": (num_bytes,)}
+
+
+def test_a_git_lfs_pointer_of_either_kind_is_told(file):
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    assert refusal([file]) == f"weight file {str(file)!r} is a Git LFS pointer to one; run 'git lfs pull'"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -15,7 +15,6 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from wan_ray.model.conditioning import (
     first_frame_condition,
     fit_last_frame,
-    image_to_video_size,
     letterbox_reference,
     vace_context,
 )
@@ -30,6 +29,7 @@ from wan_ray.model.image_encoder import (
 from wan_ray.model.key_maps import vae_name_from_diffusers
 from wan_ray.model.vae import VAEArchitecture, WanVAE
 from wan_ray.model.weights import TensorFiles, load_, shapes_of
+from wan_ray.sizes import image_to_video_size
 
 CPU = torch.device("cpu")
 HD, SD = 1280 * 720, 832 * 480

@@ -108,3 +108,20 @@ def test_no_half_written_file_is_ever_listed(tmp_path, make_item):
     names = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert len(names) == 2 and not [name for name in names if name.startswith(".")]
     assert fsspec.filesystem("file").exists(str(tmp_path / "records"))
+
+
+def test_a_clip_that_was_changed_on_its_way_is_stored_again(s3, make_item):
+    publish = publish_stage("s3://bucket/out")
+    s3.faults = ("flip",)
+    for n in range(8):
+        s3.share = 0.5
+        record = publish(ended(make_item(id=f"clip{n}")))
+        s3.share = 0
+        assert record.clip is not None and publish.store.get(record.clip) == b"an mp4"
+    assert s3.counts["flip"] > 0
+
+
+def test_a_store_that_keeps_changing_clips_is_told(s3, make_item):
+    s3.share, s3.faults = 1.0, ("flip",)
+    with pytest.raises(StorageError, match=r"clips/.* does not hold what was written 3 times"):
+        publish_stage("s3://bucket/out")(ended(make_item()))

@@ -67,7 +67,7 @@ def test_the_plan_names_each_bad_row_with_its_rule(config_of):
         ("read", "RequestError")
     }
     assert [item.id for item in plan.refused] == ["row-1", "row-8", "row-13", "row-21", "row-29", "row-39"]
-    assert plan.buckets == {("debug", "t2v", 64, 32, 5, 50): 34}
+    assert plan.buckets == {("debug", "t2v", 64, 32, 5, 50, 2, 0): 34}
 
 
 def test_every_row_has_a_record_name_of_its_own_that_does_not_change(config_of):
@@ -130,9 +130,9 @@ def test_buckets_count_equal_work_and_warnings_unusual_rows(config_of):
     plan = plan_manifest(config_of(rows, defaults={"num_inference_steps": 8, "num_frames": 17}))
     assert plan.refused == []
     assert plan.buckets == {
-        ("debug", "t2v", 160, 96, 33, 8): 2,
-        ("debug", "t2v", 160, 96, 161, 8): 1,
-        ("debug", "t2i", 160, 96, 1, 8): 1,
+        ("debug", "t2v", 160, 96, 33, 8, 2, 0): 2,
+        ("debug", "t2v", 160, 96, 161, 8, 2, 0): 1,
+        ("debug", "t2i", 160, 96, 1, 8, 2, 0): 1,
     }
     assert list(plan.bucket_of_row) == [1, 1, 2, 3]
     assert plan.warnings == {"num_frames 161 is more than the 81 that Wan2.1 was trained on": 1}
@@ -207,7 +207,7 @@ def test_rows_go_to_the_model_that_renders_their_task_and_was_trained_at_their_s
     models = tuple(ModelSection(variant=name, checkpoint="nowhere") for name in names)
     config = config_of(rows).model_copy(update={"model": None, "models": models})
     plan = plan_manifest(config)
-    chosen = [item.sound.variant for item in read_pending(open_manifest(config), config, plan.bucket_of_row)]
+    chosen = [item.request.variant for item in read_pending(open_manifest(config), config, plan.bucket_of_row)]
     assert sorted(chosen) == ["i2v-14B-480P", "t2v-14B", "t2v-14B", "t2v-14B"]
     assert [item.row for item in plan.refused] == [4]
     assert "no model of this run renders 'vace'" in plan.refused[0].failure.message

@@ -4,13 +4,15 @@ Time: frame i of the clip shows source time i / fps. That is the frame nearest i
 the millisecond that some files count in, the earlier. Time 0 is the first frame's.
 No source frame is shown twice: a source of fewer frames per second than asked is refused, and one that ends too early.
 A folder of images has no times: its images are the clip's frames, one by one.
+Where no rate is asked for, it is the source's own, but no more than the usual one.
 Space: resized to cover the clip's size and cropped to its middle, or exactly of that size. F frames, H, W.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import chain, islice, repeat
 from typing import Literal
 
 import numpy as np
@@ -27,13 +29,16 @@ from wan_ray.media.source import (
     name_of,
     read_folder,
 )
+from wan_ray.variants import TASK_DEFAULTS
 
 FitMode = Literal["cover", "exact"]
+End = Literal["first", "last"]
 # WebM rounds times to the millisecond: of two frames equally near to a time, one may seem nearer by as much.
 _TIE_S = 0.00101
 # The rate a file states is told where its frames' times agree, for 2667 ms of WebM are 80 frames at 29.996 per second.
 _NOMINAL_TOLERANCE = 0.01
 _MASK_THRESHOLD = 128
+_USUAL_FPS = TASK_DEFAULTS["vace"].fps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +46,11 @@ class LoadedVideo:
     """frames uint8 [F,H,W,3]; frame i is source frame frame_indices[i], which the source shows at times_s[i].
 
     What is labelled in source frame frame_indices[i] is labelled in frame i, once moved as `fit` says. source_fps is
-    None for a folder, whose images have no times.
+    None for images, which have no times; fps is the rate that the frames were taken at.
     """
 
     frames: np.ndarray
+    fps: float
     frame_indices: list[int]
     times_s: list[float]
     source_fps: float | None
@@ -55,7 +61,7 @@ def load_video(
     source: str | bytes,
     *,
     num_frames: int,
-    fps: float,
+    fps: float | None,
     width: int,
     height: int,
     fit: FitMode = "cover",
@@ -73,10 +79,9 @@ def load_video(
     times_s: list[float] = []
     nominal_fps = 0.0
     place: Fit | None = None
-    with _opened(source, what=what, max_bytes=max_bytes) as (stream, timed):
-        for index, frame in _nearest_in_time(
-            stream if timed else _at_rate(stream, fps), num_frames=num_frames, fps=fps, name=name
-        ):
+    with _opened(source, what=what, max_bytes=max_bytes) as (opened, timed):
+        stream, fps = _timed(opened, fps, timed=timed)
+        for index, frame in _nearest_in_time(stream, num_frames=num_frames, fps=fps, name=name):
             place = place or _place(frame, width=width, height=height, fit=fit, name=name)
             frames[len(indices)] = fit_frame(frame.rgb, place)
             indices.append(index)
@@ -84,7 +89,52 @@ def load_video(
             nominal_fps = frame.nominal_fps
     assert place is not None
     source_fps = _rate(indices, times_s, nominal_fps) if timed else None
-    return LoadedVideo(frames=frames, frame_indices=indices, times_s=times_s, source_fps=source_fps, fit=place)
+    return LoadedVideo(frames=frames, fps=fps, frame_indices=indices, times_s=times_s, source_fps=source_fps, fit=place)
+
+
+def load_end(
+    source: str | bytes,
+    *,
+    end: End,
+    num_frames: int | None,
+    max_frames: int,
+    fps: float | None,
+    width: int,
+    height: int,
+    max_bytes: int = MAX_VIDEO_BYTES,
+) -> LoadedVideo:
+    """What a clip begins with ("first") or ends with ("last"): an image, or the frames of a video next to the rest.
+
+    Those are a beginning's last num_frames and an end's first; all of them where None, up to max_frames. RequestError
+    as load_video, and for more frames or fewer.
+    """
+    what = f"vace.{end}"
+    name = f"{what}: {name_of(source)}"
+    kept: deque[tuple[int, float, np.ndarray]] = deque(maxlen=num_frames)
+    num_seen, nominal_fps = 0, 0.0
+    place: Fit | None = None
+    with _opened(source, what=what, max_bytes=max_bytes, still="once") as (opened, timed):
+        stream, fps = _timed(opened, fps, timed=timed)
+        for index, frame in _nearest_in_time(stream, num_frames=None, fps=fps, name=name):
+            place = place or _place(frame, width=width, height=height, fit="cover", name=name)
+            kept.append((index, frame.time_s, fit_frame(frame.rgb, place)))
+            num_seen, nominal_fps = num_seen + 1, frame.nominal_fps
+            if num_frames is None and num_seen > max_frames:
+                raise RequestError(
+                    f"{name} has more than {max_frames} frames at fps={fps:g}, which leaves none to generate; keep a "
+                    f"part by num_{end}, or set num_frames higher"
+                )
+            if end == "last" and num_seen == num_frames:
+                break
+    if place is None or num_seen < (num_frames or 1):
+        raise RequestError(
+            f"{name} has {num_seen} frames at fps={fps:g}, fewer than num_{end}={num_frames or 1}; keep fewer"
+        )
+    indices, times_s, frames = ([*column] for column in zip(*kept, strict=True))
+    source_fps = _rate(indices, times_s, nominal_fps) if timed else None
+    return LoadedVideo(
+        frames=np.stack(frames), fps=fps, frame_indices=indices, times_s=times_s, source_fps=source_fps, fit=place
+    )
 
 
 def load_mask_video(
@@ -97,7 +147,7 @@ def load_mask_video(
     before it, or marks nothing.
     """
     name = f"{what}: {name_of(source)}"
-    with _opened(source, what=what, max_bytes=max_bytes, still_holds=True) as (stream, timed):
+    with _opened(source, what=what, max_bytes=max_bytes, still="always") as (stream, timed):
         masks = list(_masks(stream, like=like, timed=timed, name=name))
     mask = np.stack(masks)
     if not mask.any():
@@ -110,18 +160,19 @@ def load_mask_video(
 
 @contextmanager
 def _opened(
-    source: str | bytes, *, what: str, max_bytes: int, still_holds: bool = False
+    source: str | bytes, *, what: str, max_bytes: int, still: Literal["once", "always"] | None = None
 ) -> Iterator[tuple[Iterator[TimedFrame], bool]]:
-    """The source's frames and whether their times mean anything; with still_holds an image is its own frame forever."""
+    """The source's frames, and whether their times mean anything. An image is refused, or its frame comes so often."""
     name = f"{what}: {name_of(source)}"
     if isinstance(source, str) and is_folder(source, what=what):
         yield _folder_frames(source, what=what), False
         return
     with local_file(source, what=what, max_bytes=max_bytes) as path:
         with path.open("rb") as file:
-            still = still_holds and looks_like_image(file.read(64))
-        if still:
-            yield repeat(_untimed(decode_image(path.read_bytes(), what=name))), False
+            is_still = still is not None and looks_like_image(file.read(64))
+        if is_still:
+            frame = _untimed(decode_image(path.read_bytes(), what=name))
+            yield iter([frame]) if still == "once" else repeat(frame), False
             return
         with closing(stream_frames(path, what=name)) as frames:
             yield frames, True
@@ -145,20 +196,29 @@ def _untimed(rgb: np.ndarray) -> TimedFrame:
     return TimedFrame(rgb=rgb, time_s=0.0, pixel_aspect=1.0, nominal_fps=0.0)
 
 
-def _at_rate(frames: Iterable[TimedFrame], fps: float) -> Iterator[TimedFrame]:
-    return (replace(frame, time_s=index / fps) for index, frame in enumerate(frames))
+def _timed(frames: Iterator[TimedFrame], fps: float | None, *, timed: bool) -> tuple[Iterator[TimedFrame], float]:
+    """The frames with times, and the rate to take them at."""
+    if timed and fps is None:
+        head = list(islice(frames, 1))
+        frames, nominal_fps = chain(head, frames), head[0].nominal_fps if head else 0.0
+        return frames, min(nominal_fps or _USUAL_FPS, _USUAL_FPS)
+    rate = fps or _USUAL_FPS
+    return (frames if timed else (replace(frame, time_s=index / rate) for index, frame in enumerate(frames))), rate
 
 
 def _nearest_in_time(
-    frames: Iterable[TimedFrame], *, num_frames: int, fps: float, name: str
+    frames: Iterable[TimedFrame], *, num_frames: int | None, fps: float, name: str
 ) -> Iterator[tuple[int, TimedFrame]]:
-    """The frame for each of the times 0, 1 / fps, ... with its index in the source, as soon as that is known."""
+    """The frame for each of the times 0, 1 / fps, ... with its index in the source, as soon as that is known.
+
+    Of num_frames None, as many as there are.
+    """
     before: TimedFrame | None = None
     index = last = -1
     taken = 0
     step_s = 0.0
     for frame in frames:
-        while before is not None and taken < num_frames and before.time_s + frame.time_s >= 2 * taken / fps - _TIE_S:
+        while before is not None and taken != num_frames and before.time_s + frame.time_s >= 2 * taken / fps - _TIE_S:
             if index == last:
                 gap_s = max(step_s, frame.time_s - before.time_s)
                 raise _too_slow(before.time_s, gap_s, number=taken, fps=fps, name=name)
@@ -173,7 +233,7 @@ def _nearest_in_time(
     if before is not None and index > last and taken / fps <= before.time_s + step_s + _TIE_S:
         yield index, before
         taken += 1
-    if taken < num_frames:
+    if num_frames is not None and taken < num_frames:
         raise _too_short(num_source=index + 1, taken=taken, num_frames=num_frames, fps=fps, name=name)
 
 

@@ -1,5 +1,6 @@
-"""A contact sheet: one picture of many clips, a few frames of each over its title and caption."""
+"""A contact sheet: one picture of many clips, a few frames of each over its title and caption. Or the frames alone."""
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ _CJK_FONTS = (
     ("/System/Library/Fonts/STHeiti Light.ttc", 0),
     ("C:/Windows/Fonts/msyh.ttc", 0),
 )
+_STRIP_GAP = 4
+_STRIP_QUALITIES = (85, 70, 50, 30)
 _UNASSIGNED = "\U0010ffff"
 _WORDS = re.compile(r"\s+|[\u2e80-\u9fff\uff00-\uffef]|[^\s\u2e80-\u9fff\uff00-\uffef]+")
 
@@ -89,8 +92,27 @@ def contact_sheet(entries: Sequence[SheetEntry]) -> bytes:
     return encode_png(np.asarray(sheet))
 
 
+def frame_strip(frames: Sequence[np.ndarray], *, height: int, max_bytes: int) -> bytes:
+    """A JPEG of up to four of the frames side by side, at most so high and so large: coarser, then smaller, till it is.
+
+    Frames are uint8 [H,W,3], at least one.
+    """
+    while True:
+        shown = _scaled([frames[i] for i in _evenly_spaced(len(frames))], height)
+        x, strip = 0, Image.new("RGB", (sum(f.width + _STRIP_GAP for f in shown) - _STRIP_GAP, shown[0].height))
+        for frame in shown:
+            strip.paste(frame, (x, 0))
+            x += frame.width + _STRIP_GAP
+        for quality in _STRIP_QUALITIES:
+            buffer = io.BytesIO()
+            strip.save(buffer, format="JPEG", quality=quality)
+            if buffer.tell() <= max_bytes or height <= 16:
+                return buffer.getvalue()
+        height //= 2
+
+
 def _card(entry: SheetEntry) -> _Card:
-    frames = _scaled([entry.frames[i] for i in _evenly_spaced(len(entry.frames))])
+    frames = _scaled([entry.frames[i] for i in _evenly_spaced(len(entry.frames))], _FRAME_HEIGHT)
     text_width = max(_strip_width(frames), _MIN_TEXT_WIDTH)
     texts = _wrapped([entry.title], size=_TITLE_SIZE, color=_TITLE, width=text_width, max_lines=1)
     texts += _wrapped(entry.lines, size=_CAPTION_SIZE, color=_CAPTION, width=text_width, max_lines=_MAX_CAPTION_LINES)
@@ -105,11 +127,11 @@ def _evenly_spaced(num_frames: int) -> list[int]:
     return [round(i * (num_frames - 1) / max(num_shown - 1, 1)) for i in range(num_shown)]
 
 
-def _scaled(frames: list[np.ndarray]) -> list[Image.Image]:
-    """The frames at one common height, lower than usual where the strip would be wider than the page."""
+def _scaled(frames: list[np.ndarray], max_height: int) -> list[Image.Image]:
+    """The frames at one common height, lower than asked where the strip would be wider than the page."""
     widths = sum(frame.shape[1] / frame.shape[0] for frame in frames)
     room = _MAX_CARD_WIDTH - 2 * _PADDING - _GAP * (len(frames) - 1)
-    height = int(min(_FRAME_HEIGHT, room / widths)) if frames else 0
+    height = int(min(max_height, room / widths)) if frames else 0
     return [
         Image.fromarray(frame).resize(
             (max(1, round(height * frame.shape[1] / frame.shape[0])), max(1, height)), Image.Resampling.LANCZOS

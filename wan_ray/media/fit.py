@@ -10,9 +10,9 @@ from PIL import Image
 class Fit:
     """The source, resized_width x resized_height large, then the width x height window at (crop_left, crop_top) of it.
 
-    With pixel edges at whole numbers, a point (x, y) of the source lies at (x * resized_width / source_width -
-    crop_left, y * resized_height / source_height - crop_top) of the result; fx, cx and fy, cy of a camera go the same
-    way. source_width and source_height are of the upright picture.
+    That window lies at (left, top) of the clip. With pixel edges at whole numbers, a point (x, y) of the source lies at
+    (x * resized_width / source_width - crop_left + left, y * resized_height / source_height - crop_top + top) of the
+    clip; fx, cx and fy, cy of a camera go the same way. source_width and source_height are of the upright picture.
     """
 
     source_width: int
@@ -23,6 +23,8 @@ class Fit:
     crop_top: int
     width: int
     height: int
+    left: int = 0
+    top: int = 0
 
 
 def cover_fit(source_width: int, source_height: int, *, width: int, height: int, pixel_aspect: float = 1.0) -> Fit:

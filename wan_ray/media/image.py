@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from wan_ray.errors import RequestError
-from wan_ray.media.source import MAX_IMAGE_BYTES, likeness, name_of, read_source
+from wan_ray.media.source import MAX_IMAGE_BYTES, likeness, name_of, read_head, read_source
 
 MAX_PICTURE_SIDE = 16384
 MAX_PICTURE_PIXELS = 100_000_000
@@ -34,6 +34,19 @@ def load_image(source: str | bytes, *, what: str = "image", max_bytes: int = MAX
     """
     data = read_source(source, what=what, max_bytes=max_bytes)
     return decode_image(data, what=f"{what}: {name_of(source)}")
+
+
+def check_image(source: str | bytes, *, what: str = "image", max_bytes: int = MAX_IMAGE_BYTES) -> None:
+    """RequestError for what load_image refuses, as far as its header tells; no pixel is decoded."""
+    head, is_whole = read_head(source, what=what, max_bytes=max_bytes)
+    name = f"{what}: {name_of(source)}"
+    try:
+        _opened(head, name)
+    except RequestError:
+        if is_whole:
+            raise
+        # The header may be longer, or stand at the end.
+        _opened(read_source(source, what=what, max_bytes=max_bytes), name)
 
 
 def decode_image(data: bytes, *, what: str) -> np.ndarray:

@@ -26,7 +26,11 @@ MAX_IMAGE_BYTES = 100_000_000
 MAX_VIDEO_BYTES = 1 << 30
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _FIX = "give a path, a URL, a data: URL or bytes"
+HEAD_BYTES = 1 << 20  # an image's header stands within it
+_END_BYTES = 4 << 20  # and a video's index at one end or the other, with the first frame after it
 _CHUNK_BYTES = 1 << 20
+# By scheme, what to install for it.
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _NAME_CHARS = 80
 _DATA_URL = re.compile(r"data:[^,]*?(?P<base64>;base64)?,", re.IGNORECASE)
 _NO_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
@@ -57,7 +61,16 @@ def read_source(source: str | bytes, *, what: str, max_bytes: int = MAX_IMAGE_BY
     if _holds_data(source, what):
         return _checked(_decoded(source, what=what, max_bytes=max_bytes), source, what=what, max_bytes=max_bytes)
     with _opened(source, what=what, max_bytes=max_bytes) as file:
-        return _checked(file.read(max_bytes + 1), source, what=what, max_bytes=max_bytes)
+        return _checked(_read(file, max_bytes + 1), source, what=what, max_bytes=max_bytes)
+
+
+def read_head(source: str | bytes, *, what: str, max_bytes: int = MAX_IMAGE_BYTES) -> tuple[bytes, bool]:
+    """The source's first HEAD_BYTES, and whether these are all; as read_source."""
+    if isinstance(source, bytes) or _holds_data(source, what):
+        return read_source(source, what=what, max_bytes=max_bytes), True
+    with _opened(source, what=what, max_bytes=max_bytes, block_bytes=HEAD_BYTES) as file:
+        head = _checked(_read(file, HEAD_BYTES), source, what=what, max_bytes=max_bytes)
+    return head, len(head) < HEAD_BYTES
 
 
 @contextmanager
@@ -75,6 +88,25 @@ def local_file(source: str | bytes, *, what: str, max_bytes: int = MAX_VIDEO_BYT
             copy.write(chunk)
         copy.flush()
         yield Path(copy.name)
+
+
+@contextmanager
+def local_sketch(source: str | bytes, *, what: str, max_bytes: int = MAX_VIDEO_BYTES) -> Iterator[tuple[Path, bool]]:
+    """As local_file, and whether it is whole: of a large remote file only both ends are copied, with a hole between."""
+    ends = None
+    if isinstance(source, str) and not _holds_data(source, what):
+        ends = _remote_ends(source, what=what, max_bytes=max_bytes)
+    if ends is None:
+        with local_file(source, what=what, max_bytes=max_bytes) as path:
+            yield path, True
+        return
+    head, tail, size_bytes = ends
+    with tempfile.NamedTemporaryFile(prefix="wan-ray-") as copy:
+        copy.write(head)
+        copy.seek(size_bytes - len(tail))
+        copy.write(tail)
+        copy.flush()
+        yield Path(copy.name), False
 
 
 def is_folder(source: str | bytes, *, what: str) -> bool:
@@ -106,7 +138,7 @@ def read_folder(source: str, *, what: str, max_bytes: int = MAX_IMAGE_BYTES) -> 
         raise RequestError(f"{what}: folder {name_of(source)} holds {found}; put the frames there, all of one kind")
     for file in sorted(images, key=_natural):
         with _row_faults(source, what), filesystem.open(str(file), "rb") as opened:
-            data = cast(bytes, opened.read(max_bytes + 1))
+            data = _read(cast(BinaryIO, opened), max_bytes + 1)
         yield file.name, _checked(data, file.name, what=what, max_bytes=max_bytes)
 
 
@@ -138,7 +170,7 @@ def _chunks(source: str | bytes, *, what: str, max_bytes: int) -> Iterator[bytes
         return
     size_bytes = 0
     with _opened(source, what=what, max_bytes=max_bytes) as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := _read(file, _CHUNK_BYTES):
             size_bytes += len(chunk)
             if size_bytes > max_bytes:
                 raise _too_large(source, what=what, max_bytes=max_bytes)
@@ -147,32 +179,74 @@ def _chunks(source: str | bytes, *, what: str, max_bytes: int) -> Iterator[bytes
         raise RequestError(f"{what}: {name_of(source)} is empty; {_FIX}")
 
 
+def _read(file: BinaryIO, num_bytes: int) -> bytes:
+    """So many bytes, fewer at the end only: a stream over HTTP gives what has arrived."""
+    parts = []
+    while num_bytes and (part := file.read(num_bytes)):
+        parts.append(part)
+        num_bytes -= len(part)
+    return b"".join(parts)
+
+
 @contextmanager
-def _opened(source: str, *, what: str, max_bytes: int) -> Iterator[BinaryIO]:
-    """The source's file, once it is known to be one and, where its size is known, small enough."""
+def _opened(source: str, *, what: str, max_bytes: int, block_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """The source's file, once it is known to be one and, where its size is known, small enough.
+
+    block_bytes is how much a remote one reads ahead.
+    """
     filesystem, path = _open_filesystem(source, what)
     with _row_faults(source, what):
-        if isinstance(filesystem, LocalFileSystem):
-            status = Path(path).stat()
-            folder, regular, size_bytes = stat.S_ISDIR(status.st_mode), stat.S_ISREG(status.st_mode), status.st_size
-        else:
-            info = filesystem.info(path)
-            folder, regular, size_bytes = info["type"] == "directory", True, cast(int | None, info.get("size"))
-        if folder:
-            raise RequestError(f"{what}: {name_of(source)} is a folder; give one file")
-        if not regular:
-            raise RequestError(f"{what}: {name_of(source)} is a device or pipe; give a regular file")
-        if size_bytes is not None and size_bytes > max_bytes:
-            raise _too_large(source, what=what, max_bytes=max_bytes, size_bytes=size_bytes)
-        with filesystem.open(path, "rb") as file:
+        _check_size(filesystem, path, source, what=what, max_bytes=max_bytes)
+        # Over HTTP as one stream, which any server gives; parts of a file not every one does.
+        block_bytes = 0 if _is_http(source) else block_bytes
+        with filesystem.open(path, "rb", block_size=block_bytes) as file:
             yield cast(BinaryIO, file)
+
+
+def _check_size(
+    filesystem: fsspec.AbstractFileSystem, path: str, source: str, *, what: str, max_bytes: int
+) -> int | None:
+    """The file's size where it is known; RequestError when it is no file, or too large."""
+    if isinstance(filesystem, LocalFileSystem):
+        status = Path(path).stat()
+        folder, regular, size_bytes = stat.S_ISDIR(status.st_mode), stat.S_ISREG(status.st_mode), status.st_size
+    else:
+        info = filesystem.info(path)
+        folder, regular, size_bytes = info["type"] == "directory", True, cast(int | None, info.get("size"))
+    if folder:
+        raise RequestError(f"{what}: {name_of(source)} is a folder; give one file")
+    if not regular:
+        raise RequestError(f"{what}: {name_of(source)} is a device or pipe; give a regular file")
+    if size_bytes is not None and size_bytes > max_bytes:
+        raise _too_large(source, what=what, max_bytes=max_bytes, size_bytes=size_bytes)
+    return size_bytes
+
+
+def _remote_ends(source: str, *, what: str, max_bytes: int) -> tuple[bytes, bytes, int] | None:
+    """Beginning, end and size of a large remote file; None for another, and from a server that gives no parts."""
+    filesystem, path = _open_filesystem(source, what)
+    if isinstance(filesystem, LocalFileSystem):
+        return None
+    with _row_faults(source, what):
+        size_bytes = _check_size(filesystem, path, source, what=what, max_bytes=max_bytes)
+        if size_bytes is None or size_bytes <= 2 * _END_BYTES:
+            return None
+        with filesystem.open(path, "rb", block_size=_END_BYTES) as file:
+            head = _read(cast(BinaryIO, file), _END_BYTES)
+            try:
+                file.seek(size_bytes - _END_BYTES)
+                return head, _read(cast(BinaryIO, file), _END_BYTES), size_bytes
+            except ValueError:  # of fsspec, for such a server
+                return None
 
 
 def _open_filesystem(source: str, what: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return fsspec.core.url_to_fs(source)
     except ImportError as error:
-        raise RequestError(f"{what}: {name_of(source)} needs a package that is not here ({error}); {_FIX}") from error
+        extra = _EXTRAS.get(source.partition(":")[0].lower())
+        fix = f"install 'wan-ray[{extra}]' where the workers run" if extra else _FIX
+        raise RequestError(f"{what}: {name_of(source)} needs a package that is not here ({error}); {fix}") from error
     except ValueError as error:
         raise RequestError(
             f"{what}: {name_of(source)} is no path or URL that can be opened: {error}; {_FIX}"
@@ -181,20 +255,31 @@ def _open_filesystem(source: str, what: str) -> tuple[fsspec.AbstractFileSystem,
 
 @contextmanager
 def _row_faults(source: str, what: str) -> Iterator[None]:
+    """Turns what a source answers into RequestError, and what keeps it from answering into StorageError.
+
+    That may be any Exception: drivers raise types of their own.
+    """
     name = f"{what}: {name_of(source)}"
     try:
         yield
     except WanRayError:
         raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RequestError(f"{name} does not exist, or not where the workers run; {_FIX}") from error
-    except PermissionError as error:
-        raise RequestError(f"{name} may not be read by the user that renders; allow it, or {_FIX}") from error
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        # fsspec's HTTP takes whatever goes wrong with its first request for a missing file.
+        cause = (_is_http(source) and error.__cause__) or error
+        status = getattr(cause, "status", None)  # of aiohttp's errors
+        if isinstance(cause, FileNotFoundError | NotADirectoryError) or status in (404, 410):
+            raise RequestError(f"{name} does not exist, or not where the workers run; {_FIX}") from error
+        if isinstance(cause, PermissionError) or status in (401, 403):
+            raise RequestError(f"{name} may not be read by the user that renders; allow it, or {_FIX}") from error
         # A text too long for a path, or with a NUL in it, is no path; base64 without "data:" ends here.
-        if isinstance(error, ValueError) or error.errno in _NO_PATH:
-            raise RequestError(f"{name} is no path: {_cause(error)}; {_FIX}") from error
-        raise StorageError(f"{name} cannot be read: {_cause(error)}") from error
+        if isinstance(cause, ValueError) or (isinstance(cause, OSError) and cause.errno in _NO_PATH):
+            raise RequestError(f"{name} is no path: {_cause(cause)}; {_FIX}") from error
+        raise StorageError(f"{name} cannot be read: {_cause(cause)}") from error
+
+
+def _is_http(source: str) -> bool:
+    return source[:7].lower() == "http://" or source[:8].lower() == "https://"
 
 
 def _holds_data(source: object, what: str) -> bool:
@@ -241,5 +326,5 @@ def _natural(file: PurePosixPath) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() and part.isascii() else (0, part) for part in parts] + [(0, file.name)]
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     return without_secrets(shown(str(error) or type(error).__name__))

@@ -1,5 +1,7 @@
 """Self- and cross-attention of a DiT block. Letters: B batch, N tokens, L text tokens, H heads, D head width."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,49 @@ from wan_ray.model.rope import rotate
 EPS = 1e-6
 KeysValues = tuple[Tensor, Tensor]
 Sources = tuple[KeysValues, ...]
+
+
+class Layout(Protocol):
+    """Where one clip's video tokens lie: all of them here, or a part of them on each of several devices."""
+
+    def shard(self, tokens: Tensor, *, dim: int) -> Tensor:
+        """What this device holds of all tokens."""
+        ...
+
+    def gather(self, x_BND: Tensor) -> Tensor:
+        """All tokens, from what each device holds."""
+        ...
+
+    def attend(self, q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor) -> Tensor:
+        """Attention of the tokens held here over all of the clip's, [B, N, H, D]."""
+        ...
+
+
+class Whole:
+    """All tokens lie here."""
+
+    def shard(self, tokens: Tensor, *, dim: int) -> Tensor:
+        return tokens
+
+    def gather(self, x_BND: Tensor) -> Tensor:
+        return x_BND
+
+    def attend(self, q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor) -> Tensor:
+        return attend(q_BNHD, k_BNHD, v_BNHD)
+
+
+WHOLE = Whole()
+
+
+def attend(q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    """Attention over all keys, [B, N, H, D]."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BNHD, k_BLHD, v_BLHD))
+    left_over = q.shape[2] % 32
+    if q.device.type == "cpu" and 0 < left_over < 4:
+        # The CPU takes queries by 32, and the last ones, if they are so few, through a kernel that rounds otherwise:
+        # a query's result would depend on how many there are, that is on how a clip's tokens are divided.
+        q = F.pad(q, (0, 0, 0, 4 - left_over))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[:, : q_BNHD.shape[1]]
 
 
 class RMSNorm(nn.Module):
@@ -39,19 +84,14 @@ class Attention(nn.Module):
         """[B, N, H * D] to [B, N, H, D]."""
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def attend(self, q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-        """Attention over all keys, heads joined: [B, N, H * D]."""
-        q, k, v = (x.transpose(1, 2) for x in (q_BNHD, k_BLHD, v_BLHD))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
 
 class SelfAttention(Attention):
     """Every video token attends to every other; queries and keys carry their position."""
 
-    def forward(self, x_BND: Tensor, rotary: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, rotary: Tensor, layout: Layout) -> Tensor:
         q = rotate(self.heads(self.norm_q(self.q(x_BND))), rotary)
         k = rotate(self.heads(self.norm_k(self.k(x_BND))), rotary)
-        return self.o(self.attend(q, k, self.heads(self.v(x_BND))))
+        return self.o(layout.attend(q, k, self.heads(self.v(x_BND))).flatten(2))
 
 
 class CrossAttention(Attention):
@@ -76,7 +116,7 @@ class CrossAttention(Attention):
 
     def forward(self, x_BND: Tensor, sources: Sources) -> Tensor:
         q = self.heads(self.norm_q(self.q(x_BND)))
-        attended = self.attend(q, *sources[0])
+        attended = attend(q, *sources[0]).flatten(2)
         for keys, values in sources[1:]:
-            attended = attended + self.attend(q, keys, values)
+            attended = attended + attend(q, keys, values).flatten(2)
         return self.o(attended)

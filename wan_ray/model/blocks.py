@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_ray.model.attention import EPS, CrossAttention, SelfAttention, Sources
+from wan_ray.model.attention import EPS, CrossAttention, Layout, SelfAttention, Sources
 from wan_ray.variants import DiTArchitecture
 
 IMAGE_WIDTH = 1280  # of CLIP ViT-H/14
@@ -25,13 +25,17 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
 
-    def forward(self, x_BND: Tensor, time_B6D: Tensor, rotary: Tensor, context: Sources) -> Tensor:
+    def forward(self, x_BND: Tensor, time_B6D: Tensor, rotary: Tensor, context: Sources, layout: Layout) -> Tensor:
         dtype = self.self_attn.q.weight.dtype
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time_B6D).split(1, dim=1)
         x = x_BND
-        x = x + self.self_attn(modulate(x, shift, scale).to(dtype), rotary) * gate
+        x = x + self.self_attn(modulate(x, shift, scale).to(dtype), rotary, layout) * gate
         x = x + self.cross_attn(self.norm3(x).to(dtype), context)
         return x + self.ffn(modulate(x, ffn_shift, ffn_scale).to(dtype)) * ffn_gate
+
+    def sources(self, text_BLD: Tensor, image_BLD: Tensor | None) -> Sources:
+        """Keys and values its cross-attention takes from the text and the image."""
+        return self.cross_attn.sources(text_BLD, image_BLD)
 
 
 class VaceBlock(Block):

@@ -4,12 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from wan_ray.errors import CheckpointError
 from wan_ray.model.blocks import TOKENS_PER_IMAGE
@@ -26,6 +25,9 @@ from wan_ray.model.text_encoder import TextEncoderArchitecture, build_text_encod
 from wan_ray.model.vae import VAEArchitecture, WanVAE
 from wan_ray.model.weights import Shape, TensorFiles, check_shapes, load_, shapes_of
 from wan_ray.variants import DiTArchitecture
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel, UMT5EncoderModel
 
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILE = "Wan2.1_VAE.pth"
@@ -71,18 +73,24 @@ class Checkpoint:
             return tensors.renamed(text_encoder_name_from_released)
         return tensors.without(lambda name: name == "encoder.embed_tokens.weight")  # tied to shared.weight
 
+    def open_image_encoder(self) -> TensorFiles:
+        """The tensors of CLIP's visual tower that are run, under transformers' names."""
+        if not self.image_encoder_files:
+            raise CheckpointError(f"the model needs an image encoder; copy {IMAGE_ENCODER_FILE!r} beside its weights")
+        return image_encoder_tensors(TensorFiles.open(self.image_encoder_files))
+
     def check(self, adapters: Sequence[Adapter] = ()) -> DiTArchitecture:
         """Sizes of the denoiser, when every part has exactly its tensors; CheckpointError if not. Reads no weights."""
         dit, tensors = self._dit()
         check_shapes(shapes_of(dit), tensors.shapes, what="DiT")
         for adapter in adapters:
             fit(adapter, tensors.shapes)
-        vae, tensors = self._vae()
+        vae, tensors = self.empty_vae()
         check_shapes(shapes_of(vae), tensors.shapes, what="VAE")
-        encoder, tensors = self._text_encoder()
+        encoder, tensors = self.empty_text_encoder()
         check_shapes(shapes_of(encoder), tensors.shapes, what="text encoder")
         if dit.architecture.image_tokens:
-            image_encoder, tensors = self._image_encoder()
+            image_encoder, tensors = self.empty_image_encoder()
             check_shapes(shapes_of(image_encoder), tensors.shapes, what="image encoder")
         load_tokenizer(self.tokenizer)
         return dit.architecture
@@ -91,34 +99,37 @@ class Checkpoint:
         self, *, dtype: torch.dtype, device: torch.device, adapters: Sequence[Adapter] = ()
     ) -> tuple[DiT, str]:
         """The denoiser with the adapters merged, and the fingerprint of its weights."""
-        model, tensors = self._dit()
-        tensors = merged(tensors, [fit(adapter, tensors.shapes) for adapter in adapters], device=device)
+        model, tensors = self.empty_dit(device=device, adapters=adapters)
         load_(model, tensors, device=device, dtype_of=lambda name: parameter_dtype(name, dtype), what="DiT")
         return model.eval(), tensors.fingerprint
 
+    def empty_dit(self, *, device: torch.device, adapters: Sequence[Adapter] = ()) -> tuple[DiT, TensorFiles]:
+        """The denoiser on the meta device, and the tensors to fill it with; adapters are merged on the device."""
+        model, tensors = self._dit()
+        return model, merged(tensors, [fit(adapter, tensors.shapes) for adapter in adapters], device=device)
+
     def load_vae(self, *, device: torch.device) -> tuple[WanVAE, str]:
         """The VAE in float32 and the fingerprint of its weights."""
-        model, tensors = self._vae()
+        model, tensors = self.empty_vae()
         load_(model, tensors, device=device, dtype_of=lambda _: torch.float32, what="VAE")
         return model.eval(), tensors.fingerprint
 
-    def load_text_encoder(self, *, dtype: torch.dtype, device: torch.device) -> tuple[UMT5EncoderModel, str]:
+    def load_text_encoder(self, *, dtype: torch.dtype, device: torch.device) -> tuple["UMT5EncoderModel", str]:
         """umT5 and the fingerprint of its weights."""
-        model, tensors = self._text_encoder()
+        model, tensors = self.empty_text_encoder()
         load_(model, tensors, device=device, dtype_of=lambda _: dtype, what="text encoder")
         return model.eval(), tensors.fingerprint
 
-    def load_image_encoder(self, *, dtype: torch.dtype, device: torch.device) -> tuple[CLIPVisionModel, str]:
+    def load_image_encoder(self, *, dtype: torch.dtype, device: torch.device) -> tuple["CLIPVisionModel", str]:
         """CLIP's visual tower and the fingerprint of its weights; CheckpointError when the checkpoint has none."""
-        model, tensors = self._image_encoder()
+        model, tensors = self.empty_image_encoder()
         load_(model, tensors, device=device, dtype_of=lambda _: dtype, what="image encoder")
         cast(nn.Module, model).to(device).eval()
         return model, tensors.fingerprint
 
-    def _image_encoder(self) -> tuple[CLIPVisionModel, TensorFiles]:
-        if not self.image_encoder_files:
-            raise CheckpointError(f"the model needs an image encoder; copy {IMAGE_ENCODER_FILE!r} beside its weights")
-        tensors = image_encoder_tensors(TensorFiles.open(self.image_encoder_files))
+    def empty_image_encoder(self) -> tuple["CLIPVisionModel", TensorFiles]:
+        """CLIP's visual tower on the meta device, and the tensors to fill it with."""
+        tensors = self.open_image_encoder()
         with torch.device("meta"):
             return build_image_encoder(ImageEncoderArchitecture.from_shapes(tensors.shapes)), tensors
 
@@ -128,12 +139,14 @@ class Checkpoint:
         with torch.device("meta"):
             return DiT(architecture), tensors
 
-    def _vae(self) -> tuple[WanVAE, TensorFiles]:
+    def empty_vae(self) -> tuple[WanVAE, TensorFiles]:
+        """The VAE on the meta device, and the tensors to fill it with."""
         tensors = self.open_vae()
         with torch.device("meta"):
             return WanVAE(VAEArchitecture.from_shapes(tensors.shapes)), tensors
 
-    def _text_encoder(self) -> tuple[UMT5EncoderModel, TensorFiles]:
+    def empty_text_encoder(self) -> tuple["UMT5EncoderModel", TensorFiles]:
+        """umT5 on the meta device, and the tensors to fill it with."""
         tensors = self.open_text_encoder()
         with torch.device("meta"):
             return build_text_encoder(TextEncoderArchitecture.from_shapes(tensors.shapes)), tensors
@@ -143,50 +156,101 @@ class Checkpoint:
         return load_tokenizer(self.tokenizer)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the parts of a checkpoint are looked for; each method finds one, or raises CheckpointError naming it.
+
+    dit is a file or the folder of its shards; root is the folder of all else, None beside a lone DiT.
+    """
+
+    layout: Layout
+    dit: Path
+    root: Path | None
+
+    def dit_files(self) -> tuple[Path, ...]:
+        """Of the denoiser."""
+        return (self.dit,) if self.layout == "single file" else _weight_files(self.dit, _DIT_STEM)
+
+    def dit_config(self) -> Path | None:
+        """Its config, whether it exists or not."""
+        if self.root is None:
+            return None
+        return (self.root / "transformer" if self._as_diffusers else self.root) / "config.json"
+
+    def text_encoder_files(self) -> tuple[Path, ...]:
+        """Of umT5."""
+        if self._as_diffusers:
+            return _weight_files(self._folder / "text_encoder", "model")
+        return (_existing(self._folder / TEXT_ENCODER_FILE),)
+
+    def vae_files(self) -> tuple[Path, ...]:
+        """Of the VAE."""
+        return (
+            _weight_files(self._folder / "vae", _DIT_STEM)
+            if self._as_diffusers
+            else (_existing(self._folder / VAE_FILE),)
+        )
+
+    def image_encoder_files(self) -> tuple[Path, ...]:
+        """Of CLIP, which not every model has: none where there is none."""
+        if self._as_diffusers:
+            folder = self._folder / "image_encoder"
+            return _weight_files(folder, "model") if folder.is_dir() else ()
+        return tuple(file for file in (self._folder / IMAGE_ENCODER_FILE,) if file.is_file())
+
+    def tokenizer(self) -> Path:
+        """The prompt's."""
+        return _existing(self._folder / ("tokenizer" if self._as_diffusers else TOKENIZER_FOLDER))
+
+    def tokenizer_file(self) -> Path:
+        """All of it that is read."""
+        return _existing(self.tokenizer() / "tokenizer.json")
+
+    @property
+    def _as_diffusers(self) -> bool:
+        return self.layout == "diffusers" or (self.root is not None and (self.root / "vae").is_dir())
+
+    @property
+    def _folder(self) -> Path:
+        if self.root is None:
+            raise CheckpointError(
+                f"{str(self.dit)!r} holds a DiT alone; name a folder with text encoder and VAE as model.companions"
+            )
+        return self.root
+
+
 def find_checkpoint(path: str | Path, companions: str | Path | None = None) -> Checkpoint:
     """The checkpoint at a local path; companions is a folder with text encoder and VAE, for a lone DiT file.
 
     CheckpointError says what a folder lacks. No tensor is read.
     """
+    places = find_places(path, companions)
+    return Checkpoint(
+        layout=places.layout,
+        dit_files=places.dit_files(),
+        dit_config=places.dit_config(),
+        text_encoder_files=places.text_encoder_files(),
+        vae_files=places.vae_files(),
+        image_encoder_files=places.image_encoder_files(),
+        tokenizer=places.tokenizer(),
+    )
+
+
+def find_places(path: str | Path, companions: str | Path | None = None) -> Places:
+    """Where find_checkpoint looks; CheckpointError when a path does not exist at all."""
     root = Path(path).expanduser()
     if root.is_file():
-        if companions is None:
+        others = None if companions is None else Path(companions).expanduser()
+        if others is not None and not others.is_dir():
             raise CheckpointError(
-                f"{str(root)!r} holds a DiT alone; name a folder with text encoder and VAE as model.companions"
+                f"model.companions {str(others)!r} does not exist; give a folder with text encoder and VAE"
             )
-        return _with_dit(Path(companions).expanduser(), layout="single file", dit_files=(root,))
-    transformer = root / "transformer"
-    if transformer.is_dir():
-        return _with_dit(root, layout="diffusers", dit_files=_weight_files(transformer, _DIT_STEM))
+        return Places(layout="single file", dit=root, root=others)
+    if (root / "transformer").is_dir():
+        return Places(layout="diffusers", dit=root / "transformer", root=root)
     if not root.is_dir():
         raise CheckpointError(f"checkpoint {str(path)!r} does not exist; give a folder or a DiT .safetensors file")
-    return _with_dit(root, layout="released", dit_files=_weight_files(root, _DIT_STEM))
-
-
-def _with_dit(root: Path, *, layout: Layout, dit_files: tuple[Path, ...]) -> Checkpoint:
-    """These files as the denoiser, and the other parts of a folder of either layout."""
-    if not root.is_dir():
-        raise CheckpointError(f"model.companions {str(root)!r} does not exist; give a folder with text encoder and VAE")
-    image_encoder = root / "image_encoder"
-    if (root / "vae").is_dir():
-        return Checkpoint(
-            layout=layout,
-            dit_files=dit_files,
-            dit_config=root / "transformer" / "config.json",
-            text_encoder_files=_weight_files(root / "text_encoder", "model"),
-            vae_files=_weight_files(root / "vae", _DIT_STEM),
-            image_encoder_files=_weight_files(image_encoder, "model") if image_encoder.is_dir() else (),
-            tokenizer=_existing(root / "tokenizer"),
-        )
-    return Checkpoint(
-        layout=layout,
-        dit_files=dit_files,
-        dit_config=root / "config.json",
-        text_encoder_files=(_existing(root / TEXT_ENCODER_FILE),),
-        vae_files=(_existing(root / VAE_FILE),),
-        image_encoder_files=tuple(file for file in (root / IMAGE_ENCODER_FILE,) if file.is_file()),
-        tokenizer=_existing(root / TOKENIZER_FOLDER),
-    )
+    return Places(layout="released", dit=root, root=root)
 
 
 def dit_architecture(shapes: dict[str, Shape], *, config_heads: int | None = None) -> DiTArchitecture:

@@ -3,37 +3,16 @@
 C: channels, F: frames, T: latent frames, H, W: rows and columns of pixels, h, w: of latents. Pixels are in [-1, 1].
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_ray.errors import RequestError
 from wan_ray.model.vae import WanVAE
 
 _CELL = 8  # pixels of one latent, each way
-_PATCH = 2  # latents of one token, each way
 _CONTEXT_CHANNELS = 96  # inactive 16, reactive 16, mask 64
-
-
-def image_to_video_size(image_width: int, image_height: int, max_pixels: int) -> tuple[int, int]:
-    """Width and height of an image's video: its aspect, at most max_pixels, multiples of 16.
-
-    RequestError when a side would vanish. Wan2.1 image2video.py (9737cba).
-    """
-    ratio = image_height / image_width
-    # Floor divisions of floats in the released order: 832x480 at 480P gives 832x464, the root of 480^2 falling short.
-    height, width = (
-        round(math.sqrt(area) // _CELL // _PATCH * _PATCH) * _CELL for area in (max_pixels * ratio, max_pixels / ratio)
-    )
-    if not width or not height:
-        raise RequestError(
-            f"an image of {image_width}x{image_height} gives a video of {width}x{height}, and each side takes at least "
-            f"{_CELL * _PATCH} pixels; crop the image to a less extreme aspect"
-        )
-    return width, height
 
 
 def first_frame_condition(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_ray.model.attention import Sources
+from wan_ray.model.attention import WHOLE, Layout, Sources
 from wan_ray.model.blocks import Block, ImageEmbedding, VaceBlock, modulate
 from wan_ray.model.rope import rotary_table
 from wan_ray.variants import DiTArchitecture
@@ -24,11 +24,13 @@ _FLOAT32_PARTS = ("modulation", "norm", "time_embedding", "time_projection", "he
 class Context:
     """All that a clip's steps have in common: keys and values per block, and what the latents are conditioned on.
 
-    condition: [1, C, T, H, W], joined to the latents' channels (image models). control: tokens [1, N, D] (VACE).
+    condition: [1, C, T, H, W], joined to the latents' channels (image models). control: tokens [1, N, D] (VACE), as
+    laid out.
     """
 
     blocks: list[Sources]
     vace_blocks: list[Sources]
+    layout: Layout
     condition: Tensor | None = None
     control: Tensor | None = None
     control_scale: float = 1.0
@@ -71,6 +73,15 @@ class DiT(nn.Module):
             self.vace_patch_embedding = _patch_embedding(architecture.vace_in_channels, dim)
             self.vace_blocks = nn.ModuleList(VaceBlock(architecture, first=n == 0) for n in architecture.vace_layers)
 
+    def blocks_in_order(self) -> list[Block]:
+        """The blocks of both streams, as a forward pass runs through them."""
+        order = []
+        for index, block in enumerate(_blocks(self.blocks)):
+            order.append(block)
+            if index in self.architecture.vace_layers:
+                order.append(_vace_blocks(self)[self.architecture.vace_layers.index(index)])
+        return order
+
     def encode_context(
         self,
         context_LD: Tensor,
@@ -79,23 +90,26 @@ class DiT(nn.Module):
         condition: Tensor | None = None,
         vace_context: Tensor | None = None,
         context_scale: float = 1.0,
+        layout: Layout = WHOLE,
     ) -> Context:
         """What all steps of one clip share, computed once.
 
         context_LD: a text of at most 512 tokens, [L, text_dim]; it is padded with zeros to 512 tokens that are
         attended to, as the model was trained. image_features: CLIP's [257 or 514, 1280]; condition: [20, T, H, W]
-        (both for image models). vace_context: [96, T, H, W]; context_scale: the weight of VACE's hints.
+        (both for image models). vace_context: [96, T, H, W]; context_scale: the weight of VACE's hints. layout: that of
+        the clip's tokens in every step.
         """
         dtype = self.patch_embedding.weight.dtype
         padded = F.pad(context_LD.to(dtype), (0, 0, 0, TEXT_LENGTH - context_LD.shape[0]))
         text = self.text_embedding(padded[None])
         image = None if image_features is None else self.img_emb(image_features[None].float()).to(dtype)
-        control = None if vace_context is None else _embed_patches(self.vace_patch_embedding, vace_context[None])
+        control = (
+            None if vace_context is None else _embed_patches(self.vace_patch_embedding, vace_context[None], layout)
+        )
         return Context(
-            blocks=[block.cross_attn.sources(text, image) for block in _blocks(self.blocks)],
-            vace_blocks=[]
-            if control is None
-            else [block.cross_attn.sources(text, image) for block in _blocks(self.vace_blocks)],
+            blocks=[block.sources(text, image) for block in _blocks(self.blocks)],
+            vace_blocks=[] if control is None else [block.sources(text, image) for block in _blocks(self.vace_blocks)],
+            layout=layout,
             condition=None if condition is None else condition[None],
             control=control,
             control_scale=context_scale,
@@ -106,33 +120,36 @@ class DiT(nn.Module):
         _, _, frames, rows, columns = latents_BCTHW.shape
         grid = (frames, rows // PATCH, columns // PATCH)
         head_dim = self.architecture.dim // self.architecture.num_heads
-        rotary = rotary_table(grid, head_dim, latents_BCTHW.device)
+        layout = context.layout
+        rotary = layout.shard(rotary_table(grid, head_dim, latents_BCTHW.device), dim=0)
         time_BD = self.time_embedding(sinusoid(timestep, self.architecture.frequency_dim, latents_BCTHW.device))
         time_B6D = self.time_projection(time_BD).unflatten(1, (6, -1))
         if context.condition is not None:
             latents_BCTHW = torch.cat([latents_BCTHW, context.condition], dim=1)
-        x = _embed_patches(self.patch_embedding, latents_BCTHW)
-        stream = None if context.control is None else _vace_blocks(self)[0].enter(context.control, x)
+        x = _embed_patches(self.patch_embedding, latents_BCTHW, layout)
+        stream = None
         for index, block in enumerate(self.blocks):
-            x_next = block(x, time_B6D, rotary, context.blocks[index])
-            if stream is not None and index in self.architecture.vace_layers:
-                # Hints depend on the stream alone, so each is made where it is used, and none is kept.
+            x_next = block(x, time_B6D, rotary, context.blocks[index], layout)
+            if context.control is not None and index in self.architecture.vace_layers:
+                # Hints depend on the stream alone, so each is made where it is used, and none is kept. The first layer
+                # that takes one is the first of all: x still is what was embedded.
                 n = self.architecture.vace_layers.index(index)
                 vace_block = _vace_blocks(self)[n]
-                stream = vace_block(stream, time_B6D, rotary, context.vace_blocks[n])
+                stream = vace_block.enter(context.control, x) if stream is None else stream
+                stream = vace_block(stream, time_B6D, rotary, context.vace_blocks[n], layout)
                 x_next = x_next + context.control_scale * vace_block.hint(stream)
             x = x_next
-        return _unpatchify(self.head(x, time_BD), grid)
+        return _unpatchify(layout.gather(self.head(x, time_BD)), grid)
 
 
 def _patch_embedding(in_channels: int, dim: int) -> nn.Conv3d:
     return nn.Conv3d(in_channels, dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH))
 
 
-def _embed_patches(embedding: nn.Conv3d, x_BCTHW: Tensor) -> Tensor:
-    """Patches as rows of one matrix product: [B, N, D] in float32."""
+def _embed_patches(embedding: nn.Conv3d, x_BCTHW: Tensor, layout: Layout) -> Tensor:
+    """Patches as rows of one matrix product: [B, N, D] in float32, as laid out."""
     patches = x_BCTHW.unflatten(4, (-1, PATCH)).unflatten(3, (-1, PATCH))  # B C T h p w q
-    rows = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+    rows = layout.shard(patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3), dim=1)
     return F.linear(rows.to(embedding.weight.dtype), embedding.weight.flatten(1), embedding.bias).float()
 
 

@@ -4,16 +4,18 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from wan_ray.errors import CheckpointError
 from wan_ray.model.key_maps import image_encoder_names_from_released
 from wan_ray.model.weights import Shape, TensorFiles
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
 
 IMAGE_ENCODER_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 IMAGE_SIDE = 224
@@ -69,14 +71,18 @@ def image_encoder_tensors(stored: TensorFiles) -> TensorFiles:
         return stored.read(name).chunk(count)[part].reshape(shapes[new])
 
     last = f"encoder.layers.{_num_layers(shapes) - 1}."
-    return TensorFiles(shapes, read, stored.fingerprint).without(lambda new: new.startswith(last))
+    dtypes = {new: stored.dtypes[name] for new, (name, _, _) in homes.items() if name in stored.dtypes}
+    return TensorFiles(shapes, read, stored.fingerprint, dtypes).without(lambda new: new.startswith(last))
 
 
-def build_image_encoder(architecture: ImageEncoderArchitecture) -> CLIPVisionModel:
+def build_image_encoder(architecture: ImageEncoderArchitecture) -> "CLIPVisionModel":
     """The tower, on torch's current default device, with whatever weights that gives.
 
     Its one buffer is on the CPU, so that weights can be filled in on meta: call .to(device) once they are.
     """
+    # Imported here: it takes seconds, and few workers have an image encoder.
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
     config = CLIPVisionConfig(
         hidden_size=architecture.dim,
         intermediate_size=architecture.ffn_dim,
@@ -97,7 +103,7 @@ def build_image_encoder(architecture: ImageEncoderArchitecture) -> CLIPVisionMod
 
 
 @torch.inference_mode()
-def encode_image(encoder: CLIPVisionModel, image_CHW: Tensor) -> Tensor:
+def encode_image(encoder: "CLIPVisionModel", image_CHW: Tensor) -> Tensor:
     """Features [257, 1280] of an image in [-1, 1], in the encoder's dtype, before its last block.
 
     Squeezed to a square without antialias, as in training: wan/modules/clip.py (9737cba).

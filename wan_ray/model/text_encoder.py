@@ -3,16 +3,18 @@
 import html
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import ftfy
 import regex
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_ray.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import UMT5EncoderModel
 
 MAX_TOKENS = 512
 
@@ -46,8 +48,11 @@ class TextEncoderArchitecture:
             raise CheckpointError(f"not a umT5 text encoder: tensor {error.args[0]!r} is missing") from None
 
 
-def build_text_encoder(architecture: TextEncoderArchitecture) -> UMT5EncoderModel:
+def build_text_encoder(architecture: TextEncoderArchitecture) -> "UMT5EncoderModel":
     """The encoder, on torch's current default device, with whatever weights that gives."""
+    # Imported here: it takes seconds, and workers of other stages have no text encoder.
+    from transformers import UMT5Config, UMT5EncoderModel
+
     config = UMT5Config(
         vocab_size=architecture.vocab_size,
         d_model=architecture.dim,
@@ -87,7 +92,7 @@ def token_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 @torch.inference_mode()
-def encode_prompt(encoder: UMT5EncoderModel, ids: list[int]) -> Tensor:
+def encode_prompt(encoder: "UMT5EncoderModel", ids: list[int]) -> Tensor:
     """Embedding of one prompt without padding, [num_tokens, dim], in the encoder's dtype.
 
     One at a time: a batch would pad, and the rounding of a prompt's embedding would depend on its neighbours.

@@ -16,16 +16,32 @@ from torch import Tensor, nn
 from wan_ray.errors import CheckpointError
 
 Shape = tuple[int, ...]
+# safetensors' names of dtypes; what is not among them keeps its name.
+_DTYPES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8"},
+}
+_LFS_POINTER = b"version https://git-lfs"
 _NAMED = 5  # tensors listed in an error before it says how many more
 
 
 class TensorFiles:
-    """The tensors of one model part over one or more files: shapes at once, values on demand."""
+    """The tensors of one model part over one or more files: shapes and dtypes at once, values on demand.
 
-    def __init__(self, shapes: Mapping[str, Shape], read: Callable[[str], Tensor], fingerprint: str) -> None:
+    dtypes are of the files, in torch's words; they are for people, and where tensors are made of others, absent.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        read: Callable[[str], Tensor],
+        fingerprint: str,
+        dtypes: Mapping[str, str] | None = None,
+    ) -> None:
         self.shapes = dict(shapes)
         self.read = read
         self.fingerprint = fingerprint
+        self.dtypes = dict(dtypes or {})
 
     @classmethod
     def open(cls, files: Sequence[Path]) -> Self:
@@ -33,25 +49,31 @@ class TensorFiles:
         for file in files:
             if not file.is_file():
                 raise CheckpointError(f"weight file {str(file)!r} is missing")
+            with file.open("rb") as opened:
+                if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    raise CheckpointError(f"weight file {str(file)!r} is a Git LFS pointer to one; run 'git lfs pull'")
         if len(files) == 1 and files[0].suffix in (".pth", ".pt", ".bin"):
             return cls._open_archive(files[0])
         return cls._open_safetensors(files)
 
     @classmethod
     def _open_safetensors(cls, files: Sequence[Path]) -> Self:
-        homes, shapes, digest = {}, {}, hashlib.sha256()
+        homes: dict[str, Path] = {}
+        shapes, dtypes, digest = {}, {}, hashlib.sha256()
         for file in files:
             try:
-                opened = safe_open(file, "pt")
+                # "np" maps the file for reading alone; "pt" asks for as much memory, which a large file may not get.
+                header = safe_open(file, "np")
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"weight file {str(file)!r} cannot be read as safetensors: {error}") from None
-            for name in opened.keys():  # noqa: SIM118  (not a mapping)
+            for name in header.keys():  # noqa: SIM118  (not a mapping)
                 if name in homes:
                     raise CheckpointError(f"tensor {name!r} is in {str(file)!r} and in a file before it; remove one")
-                homes[name] = opened
-                shapes[name] = tuple(opened.get_slice(name).get_shape())
+                homes[name], found = file, header.get_slice(name)
+                shapes[name] = tuple(found.get_shape())
+                dtypes[name] = _DTYPES.get(found.get_dtype(), found.get_dtype())
             _digest_safetensors_(digest, file)
-        return cls(shapes, lambda name: homes[name].get_tensor(name), digest.hexdigest()[:32])
+        return cls(shapes, _reader(homes), digest.hexdigest()[:32], dtypes)
 
     @classmethod
     def _open_archive(cls, file: Path) -> Self:
@@ -71,19 +93,21 @@ class TensorFiles:
             # Names without the folder that all entries are in, which torch.save() calls as the file.
             entries = "".join(f"{e.filename.partition('/')[2]}:{e.file_size}:{e.CRC};" for e in archive.infolist())
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return cls(shapes, lambda name: tensors[name], hashlib.sha256(entries.encode()).hexdigest()[:32])
+        dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+        fingerprint = hashlib.sha256(entries.encode()).hexdigest()[:32]
+        return cls(shapes, lambda name: tensors[name], fingerprint, dtypes)
 
     def renamed(self, rename: Callable[[str], str]) -> "TensorFiles":
         """The same tensors under other names."""
         old = {rename(name): name for name in self.shapes}
-        return TensorFiles(
-            {new: self.shapes[name] for new, name in old.items()}, lambda name: self.read(old[name]), self.fingerprint
-        )
+        shapes = {new: self.shapes[name] for new, name in old.items()}
+        dtypes = {new: self.dtypes[name] for new, name in old.items() if name in self.dtypes}
+        return TensorFiles(shapes, lambda name: self.read(old[name]), self.fingerprint, dtypes)
 
     def without(self, unwanted: Callable[[str], bool]) -> "TensorFiles":
         """Without the tensors of a predicate."""
         kept = {name: shape for name, shape in self.shapes.items() if not unwanted(name)}
-        return TensorFiles(kept, self.read, self.fingerprint)
+        return TensorFiles(kept, self.read, self.fingerprint, self.dtypes)
 
 
 def load_(
@@ -123,6 +147,24 @@ def check_shapes(wanted: Mapping[str, Shape], found: Mapping[str, Shape], *, wha
     parts = [_listed(k, v) for k, v in (("missing", missing), ("extra", extra), ("misshaped", misshaped)) if v]
     if parts:
         raise CheckpointError(f"the {what} does not fit its weights: {'; '.join(parts)}")
+
+
+def _reader(homes: Mapping[str, Path]) -> Callable[[str], Tensor]:
+    """Reads a tensor from its safetensors file, opened when the first one is asked for."""
+    opened = {}
+
+    def read(name: str) -> Tensor:
+        file = homes[name]
+        if file not in opened:
+            try:
+                opened[file] = safe_open(file, "pt")
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"weight file {str(file)!r} cannot be mapped into memory: {error}; give more memory, or shards"
+                ) from None
+        return opened[file].get_tensor(name)
+
+    return read
 
 
 def _listed(kind: str, names: list[str]) -> str:

@@ -1,29 +1,31 @@
 """Conditions: what a row's images and videos become before denoising. Part of the encode stage."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Self, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
-from pydantic import JsonValue
 from torch import Tensor
-from transformers import CLIPVisionModel
 
-from wan_ray.media.clip_source import load_mask_video, load_video
 from wan_ray.media.image import load_image
+from wan_ray.media.vace_row import read_vace_row
 from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.conditioning import (
+    compat_last_frame_crop,
     first_frame_condition,
     fit_last_frame,
-    image_to_video_size,
     letterbox_reference,
     vace_context,
 )
 from wan_ray.model.image_encoder import encode_image
 from wan_ray.model.vae import WanVAE
+from wan_ray.sizes import image_to_video_size
 from wan_ray.stages.items import Item
 from wan_ray.variants import Variant
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
 
 Conditioner = Callable[[Item], Item]
 
@@ -31,7 +33,9 @@ Conditioner = Callable[[Item], Item]
 class ImageConditioner:
     """Owns CLIP and a VAE, for models that continue a first frame, and those that go from a first to a last."""
 
-    def __init__(self, image_encoder: CLIPVisionModel, vae: WanVAE, variant: Variant, weights: dict[str, str]) -> None:
+    def __init__(
+        self, image_encoder: "CLIPVisionModel", vae: WanVAE, variant: Variant, weights: dict[str, str]
+    ) -> None:
         self.image_encoder = image_encoder
         self.vae = vae
         self.device = next(vae.parameters()).device
@@ -60,7 +64,8 @@ class ImageConditioner:
         images, last = [first], None
         if "last_image" in request.media:
             last = as_tensor(load_image(request.media["last_image"][0], what="last_image")).to(self.device)
-            last = fit_last_frame(last, width=columns, height=rows)
+            fit = compat_last_frame_crop if request.compat == "released" else fit_last_frame
+            last = fit(last, width=columns, height=rows)
             images.append(last)
         condition = first_frame_condition(
             self.vae,
@@ -95,31 +100,23 @@ class VaceConditioner:
 
     @torch.inference_mode()
     def __call__(self, item: Item) -> Item:
-        """The item with tensor vace_context [96, references + T, h, w] on the CPU, and where its frames come from."""
-        request = item.sound
-        size = {"width": request.width, "height": request.height, "num_frames": request.num_frames}
-        frames = mask = None
-        inputs: dict[str, JsonValue] = {}
-        if control := request.media.get("control_video"):
-            video = load_video(control[0], fps=request.fps, **size)
-            frames = torch.from_numpy(video.frames).permute(3, 0, 1, 2).float() / 127.5 - 1
-            inputs = {
-                "frame_indices": list(video.frame_indices),
-                "source_fps": video.source_fps,
-                "fit": cast(JsonValue, asdict(video.fit)),
-            }
-            if masks := request.media.get("mask_video"):
-                mask = torch.from_numpy(load_mask_video(masks[0], like=video))
-        references = [
-            letterbox_reference(
-                as_tensor(load_image(source, what="reference_images")), width=request.width, height=request.height
-            )
-            for source in request.media.get("reference_images", ())
-        ]
-        context = vace_context(self.vae, frames, mask, references, **size)
+        """The item with tensor vace_context [96, references + T, h, w] on the CPU, and where its frames come from.
+
+        Its request has what the row's sources decided.
+        """
+        row = read_vace_row(item.sound)
+        request, inputs = row.request, row.inputs
+        size = {"width": request.width, "height": request.height}
+        frames = None
+        if inputs.frames is not None:
+            frames = torch.from_numpy(inputs.frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+        references = [letterbox_reference(as_tensor(image), **size) for image in inputs.references]
+        mask = torch.from_numpy(inputs.mask)
+        context = vace_context(self.vae, frames, mask, references, **size, num_frames=request.num_frames)
         return replace(
             item,
-            inputs={**item.inputs, **inputs},
+            request=request,
+            inputs={**item.inputs, **row.places},
             tensors={"vace_context": context.cpu()},
             weights={**item.weights, "vae": self.fingerprint},
         )

@@ -2,17 +2,19 @@
 
 from collections import OrderedDict
 from dataclasses import replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import UMT5EncoderModel
 
 from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.text_encoder import encode_prompt, token_ids
 from wan_ray.stages.condition import Conditioner
 from wan_ray.stages.items import Item
+
+if TYPE_CHECKING:
+    from transformers import UMT5EncoderModel
 
 CACHE_BYTES = 1 << 30
 
@@ -25,7 +27,7 @@ class EncodeStage:
 
     def __init__(
         self,
-        encoder: UMT5EncoderModel,
+        encoder: "UMT5EncoderModel",
         tokenizer: Tokenizer,
         fingerprint: str,
         conditioner: Conditioner | None = None,

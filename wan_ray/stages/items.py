@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_HEAD = ("name", "id", "row", "prompt", "attempt", "extra", "inputs", "seconds", "weights")
+
+
 class Row(TypedDict):
     """An item as three columns of a dataset."""
 
@@ -44,7 +47,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One manifest row on its way. name is its record's; request is None when the row broke a rule.
+    """One manifest row on its way. name and attempt are its record's; request is None when the row broke a rule.
 
     seconds: per stage so far. weights: fingerprints of the model parts used. tensors: what the next stage needs.
     inputs: which frames of its sources it shows, and where their pixels went.
@@ -55,6 +58,7 @@ class Item:
     row: int | None
     request: ResolvedRequest | None
     prompt: str | None
+    attempt: int = 1
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
     inputs: Mapping[str, JsonValue] = field(default_factory=dict)
     failure: Failure | None = None
@@ -76,7 +80,7 @@ class Item:
 
     def to_row(self) -> Row:
         """Columns that hold everything."""
-        head = {f: getattr(self, f) for f in ("name", "id", "row", "prompt", "extra", "inputs", "seconds", "weights")}
+        head = {f: getattr(self, f) for f in _HEAD}
         head["request"] = asdict(self.request) if self.request else None
         head["failure"] = asdict(self.failure) if self.failure else None
         if self.clip:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from wan_ray.config import ModelSection, VideoSection
+from wan_ray.config import GangSection, ModelSection, VideoSection
 from wan_ray.errors import CheckpointError, ConfigError
 from wan_ray.model.checkpoint import Checkpoint, find_checkpoint
 from wan_ray.model.lora import Adapter
+from wan_ray.parallel.process_group import Groups
 from wan_ray.stages.condition import Conditioner, ImageConditioner, VaceConditioner
 from wan_ray.stages.decode import DecodeStage
 from wan_ray.stages.denoise import DenoiseStage
@@ -65,9 +66,22 @@ class StageLoader:
             conditioner = ImageConditioner.load(checkpoint, device=self.device, variant=get_variant(self.model.variant))
         return EncodeStage.load(checkpoint, dtype=self.dtype, device=self.device, conditioner=conditioner)
 
-    def denoise(self) -> DenoiseStage:
-        """The DiT's stage; CheckpointError when the weights are another model's than the config says."""
-        stage = DenoiseStage.load(self.checkpoint(), dtype=self.dtype, device=self.device, adapters=self.adapters())
+    def denoise(self, groups: Groups | None = None) -> DenoiseStage:
+        """The DiT's stage, or with groups a rank's part of it: then every rank of the gang calls this.
+
+        CheckpointError when the weights are another model's than the config says.
+        """
+        gang = self.model.gang if isinstance(self.model.gang, GangSection) else GangSection()
+        stage = DenoiseStage.load(
+            self.checkpoint(),
+            dtype=self.dtype,
+            device=self.device,
+            adapters=self.adapters(),
+            offload=self.model.offload,
+            groups=groups,
+            strategy=gang.strategy,
+            fsdp=gang.fsdp,
+        )
         check_variant(self.model.variant, stage.model.architecture)
         return stage
 
@@ -81,15 +95,23 @@ def check_variant(name: str, found: DiTArchitecture) -> None:
     wanted = get_variant(name).architecture
     if wanted is None or wanted == found:
         return
-    differing = [
+    looks_like = variant_of(found)
+    hint = "" if get_variant(looks_like).architecture is None else f"; it looks like {looks_like!r}"
+    differing = ", ".join(differing_sizes(found, wanted))
+    raise CheckpointError(f"the checkpoint is not model.variant={name!r}: {differing}{hint}")
+
+
+def differing_sizes(found: DiTArchitecture, wanted: DiTArchitecture) -> list[str]:
+    """Each size that is not the wanted one, in words."""
+    return [
         f"{f.name} {getattr(found, f.name)} instead of {getattr(wanted, f.name)}"
         for f in dataclasses.fields(found)
         if getattr(found, f.name) != getattr(wanted, f.name)
     ]
-    hint = f"; it looks like {variant_of(found)!r}" if variant_of(found) != "debug" else ""
-    raise CheckpointError(f"the checkpoint is not model.variant={name!r}: {', '.join(differing)}{hint}")
 
 
 def variant_of(architecture: DiTArchitecture) -> str:
-    """Name of the released model of these sizes, else "debug"."""
-    return next((v.name for v in VARIANTS.values() if v.architecture == architecture), "debug")
+    """Name of the released model of these sizes, the first of two; else of the debug one that renders its tasks."""
+    images = {257: "debug-i2v", 514: "debug-flf2v"}.get(architecture.image_tokens, "debug")
+    debug = "debug-vace" if architecture.vace_layers else images
+    return next((v.name for v in VARIANTS.values() if v.architecture == architecture), debug)
