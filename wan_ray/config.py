@@ -35,7 +35,8 @@ class GangSection(_Section):
 
     fsdp shards the DiT's weights over the ranks. strategy "xfuser" uses its attention on CUDA; "auto" chooses.
     timeout_s is how long a rank may be silent inside a step, and how long a gang may take to start, before it is
-    killed and built anew. max_tries is how many gangs a row may cost before it is recorded as failed.
+    killed and built anew. max_tries is how many gangs a row may cost before it is recorded as failed. save_every_s is
+    how much of a clip's work a lost gang may cost: so often the clip's state is put beside the output.
     """
 
     cfg_degree: Literal[1, 2] = 1
@@ -45,6 +46,7 @@ class GangSection(_Section):
     fsdp: bool = False
     timeout_s: float = Field(600.0, gt=0)
     max_tries: int = Field(3, ge=1)
+    save_every_s: float = Field(60.0, gt=0)
 
     @property
     def degrees(self) -> Degrees:
@@ -89,12 +91,38 @@ class ModelSection(_Section):
         return value
 
 
-class StageSection(_Section):
-    """Workers of one stage: how many, and what each reserves of the cluster. A GPU may be shared by fractions."""
+class Replicas(_Section):
+    """How many workers: min are always there, more up to max while there is work for them and room on the cluster."""
 
-    replicas: int = Field(1, ge=1)
+    min: int = Field(1, ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Replicas":
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is more than max={self.max}; swap them")
+        return self
+
+
+class StageSection(_Section):
+    """Workers of one stage: how many, and what each reserves of the cluster. A GPU may be shared by fractions.
+
+    replicas may be written as a number. In the denoise stage a worker is a gang, and num_cpus and num_gpus are one
+    rank's.
+    """
+
+    replicas: Replicas = Replicas(min=1, max=1)
     num_cpus: float = Field(1.0, gt=0)
     num_gpus: float = Field(0.0, ge=0)
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _number_or_range(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"min": value, "max": value}
+        if not isinstance(value, dict | Replicas):
+            raise ValueError(f"{value!r} is neither a number of workers nor a range like {{min: 1, max: 4}}")
+        return value
 
     @field_validator("num_gpus")
     @classmethod
@@ -153,7 +181,7 @@ class RenderConfig(_Section):
     @field_validator("defaults")
     @classmethod
     def _valid_defaults(cls, value: dict[str, object]) -> dict[str, object]:
-        known = [name for name in FIELDS if name not in ("id", "prompt")]
+        known = [name for name in FIELDS if name not in ("id", "prompt", "vace")]
         try:
             check_columns(list(value))
             for name in value:
