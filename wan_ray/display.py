@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TextIO
 
-from wan_ray.graph.board import Event
+from wan_ray.graph.board import Event, GangState, Snapshot
 from wan_ray.storage.records import Record
 
 _PAST = {"encode": "encoded", "denoise": "denoised", "decode": "decoded", "publish": "published"}
@@ -23,6 +23,8 @@ class Display:
         self._num_rows = self._done = self._failed = 0
         self._started = self._last_line = time.monotonic()
         self._inside: dict[str, int] = {}
+        self._gangs: list[GangState] = []
+        self._epochs: dict[str, int] = {}
 
     def begin(self, *, num_rows: int, num_done: int) -> None:
         """Say what is to do."""
@@ -31,14 +33,15 @@ class Display:
         before = f"; {num_done} have records already" if num_done else ""
         self._line(f"rendering {num_rows} rows{before}" if num_rows else f"nothing to render{before}")
 
-    def tick(self, events: list[Event], inside: dict[str, int]) -> None:
-        """Print finished stages and the progress."""
-        for event in events:
-            if event.error is not None:
-                self._line(f"failed to {event.stage} id={event.id} error={event.error}")
-            elif event.seconds is not None:
-                self._line(f"{_PAST[event.stage]} id={event.id} seconds={event.seconds:.2f}")
-        self._inside = inside
+    def tick(self, snapshot: Snapshot) -> None:
+        """Print finished stages, what became of workers and gangs, and the progress."""
+        for event in snapshot.events:
+            self._show_event(event)
+        for gang in snapshot.gangs:
+            if gang.ranks and gang.epoch > self._epochs.get(gang.worker, 1):
+                self._line(f"gang built anew times={gang.epoch - 1} ranks={','.join(gang.ranks)} reason={gang.why}")
+                self._epochs[gang.worker] = gang.epoch
+        self._inside, self._gangs = snapshot.inside, snapshot.gangs
         if self._live or time.monotonic() - self._last_line >= _QUIET_INTERVAL_S:
             self._show_progress()
 
@@ -55,17 +58,28 @@ class Display:
             self._stream.write("\r\033[K")
             self._stream.flush()
 
+    def _show_event(self, event: Event) -> None:
+        if event.died:
+            self._line(f"lost the worker that had to {event.stage} id={event.id}")
+        elif event.error is not None:
+            self._line(f"failed to {event.stage} id={event.id} error={event.error}")
+        elif event.seconds is not None:
+            self._line(f"{_PAST[event.stage]} id={event.id} seconds={event.seconds:.2f}")
+
     def _show_progress(self) -> None:
         elapsed_s = time.monotonic() - self._started
         rate = self._done / elapsed_s if elapsed_s > 0 else 0.0
         eta = f"{(self._num_rows - self._done) / rate:.0f} s" if rate else "unknown"
         inside = "  ".join(f"{stage} {self._inside.get(stage, 0)}" for stage in _PAST)
+        waiting = sum(not gang.ranks for gang in self._gangs)
+        gangs = f"  gangs that start or wait for room: {waiting}" if waiting else ""
+        steps = ", ".join(f"{gang.id} {gang.step}/{gang.num_steps}" for gang in self._gangs if gang.num_steps)
         text = (
-            f"starting workers and loading weights, {elapsed_s:.0f} s"
+            f"starting workers and loading weights, {elapsed_s:.0f} s{gangs}"
             if not self._inside
             else (
                 f"rows {self._done}/{self._num_rows}  failed {self._failed}  {rate * 60:.1f} clips/min  "
-                f"ETA {eta}  working: {inside}"
+                f"ETA {eta}  working: {inside}{gangs}{steps and f'  steps: {steps}'}"
             )
         )
         self._last_line = time.monotonic()

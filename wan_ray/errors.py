@@ -6,6 +6,9 @@
         MissingExtraError    an optional package is needed; the message names the extra to install
       RequestError           the row's own fault: recorded, never retried
       StageError             a stage failed on a sound row: recorded with its stage; may be retried
+        GangError            ranks did not meet or lost each other: the gang is built anew and the row tried again
+        ProgressError        what was saved of a clip is not this row's, or is damaged: start it at step 0
+      ClipStoppedError       a clip was stopped at a step boundary, as asked; it can go on from what was saved
       StorageError           the output or input store refused or failed
       RunStoppedError        a run ended before its last row; what has a record stays, the same call goes on
 
@@ -35,6 +38,18 @@ class RequestError(WanRayError):
 
 class StageError(WanRayError):
     """A stage failed on a row that looked sound."""
+
+
+class GangError(StageError):
+    """The ranks of a gang did not meet, or lost each other."""
+
+
+class ProgressError(StageError):
+    """What was saved of a clip cannot be gone on from."""
+
+
+class ClipStoppedError(WanRayError):
+    """A clip was stopped between two steps because someone asked; not a failure."""
 
 
 class StorageError(WanRayError):

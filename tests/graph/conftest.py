@@ -1,6 +1,7 @@
 """One small Ray cluster for all of these tests, and manifests to render on it."""
 
 import os
+import time
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -79,3 +80,16 @@ def forty_rows() -> list[dict[str, object]]:
     rows[29] |= {"task": "t2x"}
     rows[35] |= {"prompt": LONG, "task": "t2v"}
     return rows
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., bool]:
+    """eventually(holds, within_s=30): whether holds() comes true in that time."""
+
+    def wait(holds: Callable[[], bool], *, within_s: float = 30.0) -> bool:
+        end = time.monotonic() + within_s
+        while not (held := holds()) and time.monotonic() < end:
+            time.sleep(0.2)
+        return held
+
+    return wait

@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.t
 TASKS = ("t2v", "t2i", "i2v", "flf2v", "vace")
 SHAPES = ((64, 48, 5), (96, 64, 9), (48, 64, 5))
 BROKEN = {
-    "bad-missing": ("image", "does not exist"),
-    "bad-broken": ("image", "no image that can be read"),
-    "bad-type": ("control_video", "no sound video"),
-    "bad-short": ("control_video", "num_frames to 17 or less"),
-    "bad-last": ("last_image", "gone.jpg"),
+    "bad-missing": ("read", "image", "does not exist"),
+    "bad-broken": ("read", "image", "no image that can be read"),
+    "bad-type": ("read", "control_video", "no sound video"),
+    "bad-short": ("encode", "control_video", "num_frames to 17 or less"),
+    "bad-last": ("read", "last_image", "gone.jpg"),
 }
 
 
@@ -90,8 +90,8 @@ def test_a_mixed_manifest_renders_all_but_its_broken_rows(tmp_path: Path, write_
     assert main(["render", str(tmp_path / "config.yaml")]) == SOME_FAILED
     index = {row["id"]: row for row in pq.read_table(tmp_path / "output" / "index").to_pylist()}
     assert Counter(row["status"] for row in index.values()) == {"ok": 20, "failed": 5}
-    for name, words in BROKEN.items():
-        assert (index[name]["error_stage"], index[name]["error_type"]) == ("encode", "RequestError")
+    for name, (stage, *words) in BROKEN.items():
+        assert (index[name]["error_stage"], index[name]["error_type"]) == (stage, "RequestError")
         assert all(word in index[name]["error_message"] for word in words), index[name]["error_message"]
     for n in range(20):
         row = index[f"{TASKS[n // 4]}-{n}"]

@@ -1,5 +1,6 @@
 """build_processor: the path as a function from dataset to dataset."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from wan_ray.config import RenderConfig
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(300)]
 
 
-def test_results_carry_clips_the_users_columns_and_failures(debug_config: RenderConfig, tmp_path: Path) -> None:
+def test_results_carry_clips_the_users_columns_and_failures(
+    debug_config: RenderConfig, tmp_path: Path, eventually: Callable[..., bool]
+) -> None:
     import ray.data
 
     from wan_ray import build_processor
@@ -27,6 +30,8 @@ def test_results_carry_clips_the_users_columns_and_failures(debug_config: Render
     assert "no text" in results["none"]["error_message"]
     assert results["r"]["colour"] == "red"
     assert read_frames(results["b"]["clip_bytes"]).shape == (5, 48, 64, 3)
+    groups = ray.util.placement_group_table
+    assert eventually(lambda: all(group["state"] == "REMOVED" for group in groups().values())), groups()
 
 
 def test_with_an_output_results_name_stored_clips(debug_config: RenderConfig, tmp_path: Path) -> None:

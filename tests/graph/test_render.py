@@ -12,6 +12,8 @@ import pytest
 from wan_ray.cli import INVALID, OK, SOME_FAILED, STOPPED, main
 from wan_ray.config import RenderConfig
 from wan_ray.media.video import probe
+from wan_ray.storage.blob import Store
+from wan_ray.storage.runs import read_runs
 
 Write = Callable[[Path, list[dict]], None]
 
@@ -150,7 +152,7 @@ def test_a_run_that_was_cut_short_is_finished_by_the_same_command(
     (folder / "records" / "clip-01.json").unlink()
     assert main(command) == OK
     assert sorted(entry["id"] for entry in index_of(folder)) == [f"clip-0{n}" for n in (0, 1, 2, 3, 4, 6)]
-    runs = json.loads((folder / "run.json").read_text())["runs"]
+    runs = read_runs(Store(folder))
     assert [run["counts"]["rendered"] for run in runs] == [3, 4]
 
 
@@ -198,18 +200,21 @@ def test_graph_and_renderer_give_the_same_latents_and_the_same_clip(
     import torch
 
     from wan_ray import Renderer, RenderRequest
-    from wan_ray.graph.operator import Denoise, Encode, read_any
+    from wan_ray.graph.board import Board
+    from wan_ray.graph.leader import Denoise
+    from wan_ray.graph.operator import Encode, read_any
     from wan_ray.media.video import encode_mp4
     from wan_ray.stages.items import Item
 
     row = {"id": "same", "prompt": "A red car, 雨夜", "num_frames": 9}
-    actors = {
-        "fn_constructor_kwargs": {"model": debug_config.model, "video": debug_config.video, "board": None},
-        "num_cpus": 0.2,
-    }
+    board = ray.remote(num_cpus=0)(Board).remote()
+    shared = {"model": debug_config.model, "board": board}
+    leads = {"stages": debug_config.stages, "output": None, "run_id": "same"}
     dataset = ray.data.from_items([row]).map(read_any, fn_kwargs={"config": debug_config}, num_cpus=0.2)
-    for operator in (Encode, Denoise):
-        dataset = dataset.map(operator, compute=ray.data.ActorPoolStrategy(size=1), **actors)
+    for operator, own in ((Encode, {"video": debug_config.video}), (Denoise, leads)):
+        dataset = dataset.map(
+            operator, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.2, fn_constructor_kwargs={**shared, **own}
+        )
     (denoised,) = dataset.take_all()
     renderer = Renderer.from_checkpoint(debug_checkpoint, device="cpu")
     rendered = renderer(RenderRequest(**{"width": 64, "height": 48, "num_inference_steps": 2, **row}))

@@ -1,4 +1,7 @@
-"""Ray Data operators: each loads its stage in its worker and takes rows one by one. Errors travel in the row."""
+"""Ray Data operators: each loads its stage in its worker and takes rows one by one. Errors travel in the row.
+
+The operator of the denoise stage leads a gang: leader.py.
+"""
 
 import logging
 import time
@@ -7,96 +10,134 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
+import ray
+
 from wan_ray.config import ModelSection, RenderConfig, VideoSection
-from wan_ray.graph.board import Event
+from wan_ray.errors import ClipStoppedError, RunStoppedError, StageError
+from wan_ray.graph.board import BoardHandle, Event
+from wan_ray.media.check import MediaCheck
 from wan_ray.stages.items import Item, Row
 from wan_ray.stages.publish import PublishStage, make_record
-from wan_ray.stages.read import read_pending, read_row
+from wan_ray.stages.read import read_pending, read_row, with_media_checked
 from wan_ray.storage.manifest import Manifest
+from wan_ray.storage.paths import progress_key
 from wan_ray.storage.records import Record
 
 logger = logging.getLogger(__name__)
 
-# Ray types an actor method as a plain function, without `.remote`: hence Any.
-BoardHandle = Any
+_MAX_DEATHS = 3  # workers that one row may cost a stage, for Ray gives a dead worker's row to the next for ever
+
 UserRow = dict[str, Any]  # as Ray Data types a row
 
 
-class Stage:
-    """What the operators share: skip failed items, time the rest, turn an error into a failed item, tell the board."""
+class Worker:
+    """This process towards the board: what it is inside of, and how often a row has ended a process like it."""
 
-    def __init__(self, name: str, run: Callable[[Item], Item], board: BoardHandle | None) -> None:
-        self.name = name
-        self.run = run
+    def __init__(self, stage: str, board: BoardHandle) -> None:
+        self.stage = stage
         self.board = board
+        self.id = ray.get_runtime_context().get_actor_id() or "the driver"
+        self.position: int = ray.get(board.join.remote(stage, self.id))
+
+    def begin(self, item: Item) -> None:
+        """Take the item; StageError when it has ended too many workers."""
+        deaths: int = ray.get(self.board.begin.remote(Event(stage=self.stage, id=item.id, worker=self.id)))
+        if deaths >= _MAX_DEATHS:
+            raise StageError(f"killed its worker {deaths} times; see that process's log and the node's for the cause")
+
+    def end(self, item: Item, seconds: float) -> None:
+        """Be done with the item."""
+        error = item.failure.message if item.failure else None
+        self.board.end.remote(Event(stage=self.stage, id=item.id, worker=self.id, seconds=seconds, error=error))
+
+
+class Stage:
+    """What operators share: skip failed rows, time the rest, turn an error into a failed row, tell the board."""
+
+    def __init__(self, run: Callable[[Row], Row], worker: Worker) -> None:
+        self._run = run
+        self._worker = worker
 
     def __call__(self, row: Row) -> Row:
-        item = Item.from_row(row)
+        name, item = self._worker.stage, without_tensors(row)
         if item.failure is not None:
             return row
-        note(self.board, Event(stage=self.name, id=item.id))
+
+        def attempt() -> Row:
+            self._worker.begin(item)
+            return self._run(row)
+
         started = time.perf_counter()
-        try:
-            done = self.run(item)
-        except Exception as error:
-            logger.exception("%s failed request_id=%s", self.name, item.id)
-            done = item.failed(self.name, error)
+        done = attempted(name, item, attempt)
         seconds = time.perf_counter() - started
-        logger.info("%s request_id=%s seconds=%.2f", self.name, item.id, seconds)
-        message = done.failure.message if done.failure else None
-        note(self.board, Event(stage=self.name, id=item.id, seconds=seconds, error=message))
-        return replace(done, seconds={**done.seconds, self.name: seconds}).to_row()
+        logger.info("%s request_id=%s seconds=%.2f", name, item.id, seconds)
+        ended = without_tensors(done)
+        self._worker.end(ended, seconds)
+        timed = replace(ended, seconds={**ended.seconds, name: seconds})
+        return {**timed.to_row(), "tensors": done["tensors"]}
 
 
-def note(board: BoardHandle | None, event: Event) -> None:
-    """Tell the board, if there is one."""
-    if board is not None:
-        board.note.remote(event)
+def attempted(stage: str, item: Item, run: Callable[[], Row]) -> Row:
+    """What run gives, or the item as a row that failed at the stage. That something was stopped is no failure."""
+    try:
+        return run()
+    except (ClipStoppedError, RunStoppedError):
+        raise
+    except Exception as error:
+        logger.exception("%s failed request_id=%s", stage, item.id)
+        return item.failed(stage, error).to_row()
+
+
+def without_tensors(row: Row) -> Item:
+    """The row's item, in a process that need not load torch."""
+    return Item.from_row({**row, "tensors": b""})
 
 
 class Encode:
     """The text encoder's operator."""
 
-    def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle | None) -> None:
-        self._stage = Stage("encode", _loader(model, video).encode(), board)
+    def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle) -> None:
+        self._encode = _loader(model, video).encode()
+        self._stage = Stage(self._run, Worker("encode", board))
 
     def __call__(self, row: Row) -> Row:
         return self._stage(row)
 
-
-class Denoise:
-    """The DiT's operator."""
-
-    def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle | None) -> None:
-        self._stage = Stage("denoise", _loader(model, video).denoise(), board)
-
-    def __call__(self, row: Row) -> Row:
-        return self._stage(row)
+    def _run(self, row: Row) -> Row:
+        return self._encode(Item.from_row(row)).to_row()
 
 
 class Decode:
     """The VAE's operator."""
 
-    def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle | None) -> None:
-        self._stage = Stage("decode", _loader(model, video).decode(), board)
+    def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle) -> None:
+        self._decode = _loader(model, video).decode()
+        self._stage = Stage(self._run, Worker("decode", board))
 
     def __call__(self, row: Row) -> Row:
         return self._stage(row)
+
+    def _run(self, row: Row) -> Row:
+        return self._decode(Item.from_row(row)).to_row()
 
 
 class Publish:
     """Stores clip and record. A storage error is not the row's fault: it ends the run, which can be resumed."""
 
-    def __init__(self, output: str, board: BoardHandle | None, run_id: str) -> None:
+    def __init__(self, output: str, board: BoardHandle, run_id: str) -> None:
         self._publish = PublishStage(output, run_id=run_id)
-        self._board = board
+        self._worker = Worker("publish", board)
 
     def __call__(self, row: Row) -> dict[str, str]:
         item = Item.from_row(row)
-        note(self._board, Event(stage="publish", id=item.id))
         started = time.perf_counter()
+        try:
+            self._worker.begin(item)
+        except StageError as error:
+            item = item.failed("publish", error)
         record = self._publish(item)
-        note(self._board, Event(stage="publish", id=item.id, seconds=time.perf_counter() - started))
+        self._publish.store.delete(progress_key(item.name))
+        self._worker.end(item, time.perf_counter() - started)
         return {"record": record.model_dump_json()}
 
 
@@ -107,8 +148,8 @@ def read_manifest(work: UserRow, *, manifest: Manifest, config: RenderConfig) ->
 
 
 def read_any(row: UserRow, *, config: RenderConfig) -> UserRow:
-    """A row of a user's dataset as an item, failed if it breaks a rule."""
-    return dict(read_row(row, config).to_row())
+    """A row of a user's dataset as an item, failed if it breaks a rule or an image or video of it cannot be used."""
+    return dict(with_media_checked(read_row(row, config), MediaCheck()).to_row())
 
 
 def as_result(row: UserRow, *, run_id: str) -> UserRow:

@@ -7,12 +7,13 @@ from torch import Tensor
 from wan_ray.sampling.dpmpp import dpmpp_step
 from wan_ray.sampling.euler import euler_step
 from wan_ray.sampling.sigmas import schedule
-from wan_ray.sampling.state import SolverState
+from wan_ray.sampling.state import Progress, SolverState
 from wan_ray.sampling.unipc import unipc_step
 from wan_ray.variants import Solver
 
 Velocity = Callable[[Tensor, int], Tensor]
 OnStep = Callable[[int, int], None]
+BetweenSteps = Callable[[Progress], None]
 
 _STEPS = {"unipc": unipc_step, "dpm++": dpmpp_step, "euler": euler_step}
 
@@ -25,27 +26,37 @@ def denoise(
     num_inference_steps: int,
     flow_shift: float,
     on_step: OnStep | None = None,
+    between_steps: BetweenSteps | None = None,
+    resume: Progress | None = None,
 ) -> Tensor:
     """Clean latents, float32, of the noise's shape; velocity(latents, timestep) is the model's (guided) output.
 
-    on_step(done, total) is called after each step; what it raises ends the loop.
+    on_step(done, total) is called after each step, between_steps(progress) before each; what they raise ends the loop.
+    resume goes on from a progress of the same noise and settings, to the same bits.
     """
     plan = schedule(solver, num_inference_steps, flow_shift)
-    latents, state = noise, SolverState()
-    for timestep in plan.timesteps:
-        latents, state = _STEPS[solver](plan.sigmas, state, velocity(latents, timestep), latents)
+    progress = resume.to(noise.device) if resume else Progress(latents=noise, state=SolverState())
+    for timestep in plan.timesteps[progress.state.step :]:
+        if between_steps is not None:
+            between_steps(progress)
+        latents = progress.latents
+        latents, state = _STEPS[solver](plan.sigmas, progress.state, velocity(latents, timestep), latents)
+        progress = Progress(latents=latents, state=state)
         if on_step is not None:
             on_step(state.step, num_inference_steps)
-    return latents
+    return progress.latents
 
 
 def guided(conditional: Velocity, unconditional: Velocity, guidance_scale: float) -> Velocity:
-    """Classifier-free guidance, u + scale * (c - u); a scale of 1 is the conditional alone, run once."""
-    if guidance_scale == 1:
-        return conditional
+    """Both passes, one after the other, and their guided sum."""
 
     def velocity(latents: Tensor, timestep: int) -> Tensor:
         without = unconditional(latents, timestep)
-        return without + guidance_scale * (conditional(latents, timestep) - without)
+        return guide(conditional(latents, timestep), without, guidance_scale)
 
     return velocity
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance: u + scale * (c - u)."""
+    return unconditional + guidance_scale * (conditional - unconditional)

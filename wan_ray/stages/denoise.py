@@ -1,18 +1,26 @@
-"""Denoise: noise drawn from the row's seed becomes clean latents under its text."""
+"""Denoise: noise drawn from the row's seed becomes clean latents under its text, on one device or on a gang's ranks."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from wan_ray.model.attention import WHOLE, Layout
 from wan_ray.model.checkpoint import Checkpoint
-from wan_ray.model.dit import DiT
+from wan_ray.model.dit import PATCH, DiT
 from wan_ray.model.lora import Adapter
+from wan_ray.parallel.offload import BlockOffload, ModelOffload, Offload
+from wan_ray.parallel.process_group import Groups
+from wan_ray.parallel.sequence import Attention, SequenceParallel, exchange_passes
+from wan_ray.parallel.xfuser_usp import Strategy, choose_attention
 from wan_ray.request import ResolvedRequest
-from wan_ray.sampling.loop import OnStep, Velocity, denoise, guided
+from wan_ray.sampling.loop import OnStep, Velocity, denoise, guide, guided
+from wan_ray.sampling.state import Progress
 from wan_ray.stages.items import Item
+from wan_ray.stages.pause import BetweenSteps, Pause, recipe_of
 
 LATENT_CHANNELS = 16
 
@@ -29,48 +37,119 @@ def draw_noise(request: ResolvedRequest, *, num_references: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(request.seed))
 
 
-class DenoiseStage:
-    """Owns the DiT."""
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a DiT computes. resident: entered while it is in use. attention: of a gang that divides tokens."""
 
-    def __init__(self, model: DiT, fingerprint: str) -> None:
+    device: torch.device
+    resident: AbstractContextManager[object] = nullcontext()
+    groups: Groups | None = None
+    attention: Attention | None = None
+
+
+class DenoiseStage:
+    """Owns the DiT, or one rank's part of it.
+
+    All ranks of a gang are called with the same items, and return the same.
+    """
+
+    def __init__(self, model: DiT, fingerprint: str, place: Place) -> None:
         self.model = model
         self.fingerprint = fingerprint
-        self.device = next(model.parameters()).device
+        self._place = place
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, adapters: Sequence[Adapter] = ()
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        adapters: Sequence[Adapter] = (),
+        offload: Offload = "none",
+        groups: Groups | None = None,
+        strategy: Strategy = "auto",
+        fsdp: bool = False,
     ) -> Self:
-        """CheckpointError when the weights or the adapters do not fit."""
-        return cls(*checkpoint.load_dit(dtype=dtype, device=device, adapters=adapters))
+        """CheckpointError when the weights or the adapters do not fit. All ranks of the groups call it."""
+        resident: AbstractContextManager[object] = nullcontext()
+        if groups is not None and fsdp:
+            # Imported here: it takes seconds, and is for weights that are sharded.
+            from wan_ray.parallel.fsdp import load_sharded_dit
+
+            on_host = offload != "none"
+            model, fingerprint = load_sharded_dit(checkpoint, groups, dtype=dtype, adapters=adapters, on_host=on_host)
+        else:
+            home = device if offload == "none" else torch.device("cpu")
+            model, fingerprint = checkpoint.load_dit(dtype=dtype, device=home, adapters=adapters)
+            if offload == "blocks":
+                BlockOffload(model, model.blocks_in_order(), device)
+            elif offload == "model":
+                resident = ModelOffload(model, device)
+        attention = None
+        if groups is not None and groups.sequence is not None:
+            attention = choose_attention(groups, strategy, num_heads=model.architecture.num_heads, dtype=dtype)
+        return cls(model, fingerprint, Place(device=device, resident=resident, groups=groups, attention=attention))
 
     @torch.inference_mode()
-    def __call__(self, item: Item, on_step: OnStep | None = None) -> Item:
-        """The item with tensor latents, float32 [16, T, h, w], on the CPU; on_step(done, total) after each step."""
+    def __call__(
+        self, item: Item, on_step: OnStep | None = None, *, resume: bytes | None = None, pause: Pause | None = None
+    ) -> Item:
+        """The item with tensor latents, float32 [16, T, h, w], on the CPU; on_step(done, total) after each step.
+
+        resume: what pause.save was given of this item, on any layout of ranks; ProgressError when it is of another.
+        ClipStoppedError when the pause says so.
+        """
         request = item.sound
-        conditional = self._velocity(item, "context")
-        velocity = conditional
-        if request.guidance_scale != 1:
-            velocity = guided(conditional, self._velocity(item, "negative_context"), request.guidance_scale)
+        recipe = recipe_of(item, self.fingerprint)
+        progress = None if resume is None else Progress.from_bytes(resume, recipe)
         num_references = len(request.media.get("reference_images", ()))
-        latents = denoise(
-            velocity,
-            draw_noise(request, num_references=num_references)[None].to(self.device),
-            solver=request.solver,
-            num_inference_steps=request.num_inference_steps,
-            flow_shift=request.flow_shift,
-            on_step=on_step,
-        )
+        noise = draw_noise(request, num_references=num_references)[None].to(self._place.device)
+        with self._place.resident:
+            latents = denoise(
+                self._velocity(item, self._layout(noise)),
+                noise,
+                solver=request.solver,
+                num_inference_steps=request.num_inference_steps,
+                flow_shift=request.flow_shift,
+                on_step=on_step,
+                between_steps=BetweenSteps(
+                    pause or Pause(), groups=self._place.groups, recipe=recipe, num_steps=request.num_inference_steps
+                ),
+                resume=progress,
+            )
         weights = {**item.weights, "transformer": self.fingerprint}
         return replace(item, tensors={"latents": latents[0, :, num_references:].cpu()}, weights=weights)
 
-    def _velocity(self, item: Item, text: str) -> Velocity:
+    def _layout(self, noise_BCTHW: Tensor) -> Layout:
+        groups, attention = self._place.groups, self._place.attention
+        if groups is None or attention is None:
+            return WHOLE
+        _, _, frames, rows, columns = noise_BCTHW.shape
+        num_tokens = frames * (rows // PATCH) * (columns // PATCH)
+        return SequenceParallel(groups=groups, num_tokens=num_tokens, attention=attention)
+
+    def _velocity(self, item: Item, layout: Layout) -> Velocity:
+        """The model's output under the item's text, guided where the request says so."""
+        groups, scale = self._place.groups, item.sound.guidance_scale
+        if scale == 1:  # both halves of a gang compute the same
+            return self._pass(item, "context", layout)
+        if groups is None or groups.cfg is None:
+            conditional = self._pass(item, "context", layout)
+            return guided(conditional, self._pass(item, "negative_context", layout), scale)
+        mine = self._pass(item, "negative_context" if groups.cfg_rank else "context", layout)
+        return lambda latents, timestep: guide(*exchange_passes(mine(latents, timestep), groups), scale)
+
+    def _pass(self, item: Item, text: str, layout: Layout) -> Velocity:
         conditions = {
-            name: item.tensors[name].to(self.device)
+            name: item.tensors[name].to(self._place.device)
             for name in ("image_features", "condition", "vace_context")
             if name in item.tensors
         }
         context = self.model.encode_context(
-            item.tensors[text].to(self.device), **conditions, context_scale=item.sound.context_scale
+            item.tensors[text].to(self._place.device),
+            **conditions,
+            context_scale=item.sound.context_scale,
+            layout=layout,
         )
         return lambda latents, timestep: self.model(latents, timestep, context)

@@ -8,12 +8,15 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from wan_ray.errors import StorageError
 from wan_ray.stages.items import Item
 from wan_ray.storage.blob import Store
+from wan_ray.storage.claims import Claims
 from wan_ray.storage.paths import clip_key
 from wan_ray.storage.records import Record, RecordStore
 from wan_ray.wording import without_secrets
 
+_UPLOADS = 3
 _PACKAGES = ("wan-ray", "torch", "transformers", "tokenizers", "ray")
 _REQUEST_FIELDS = (
     "variant",
@@ -27,6 +30,8 @@ _REQUEST_FIELDS = (
     "solver",
     "seed",
     "context_scale",
+    "vace",
+    "compat",
     "labels",
 )
 
@@ -45,18 +50,33 @@ class PublishStage:
     def __init__(self, output: str, *, run_id: str) -> None:
         self.store = Store(output)
         self.records = RecordStore(self.store)
+        self.claims = Claims(self.store, run_id)
         self.run_id = run_id
 
     def __call__(self, item: Item) -> Record:
-        """The row's one record: this one, or the one that somebody committed before. StorageError stops the run."""
+        """The attempt's one record: this one, or the one that somebody committed before. StorageError stops the run."""
         started, stored = time.perf_counter(), None
         if item.clip is not None:
             digest = hashlib.sha256(item.clip.data).hexdigest()
             stored = StoredClip(key=clip_key(item.id, digest, item.clip.suffix), sha256=digest)
-            self.store.put(stored.key, item.clip.data)
+            self._store_clip(stored, item.clip.data)
             item = replace(item, seconds={**item.seconds, "publish": time.perf_counter() - started})
         record = make_record(item, run_id=self.run_id, stored=stored)
-        return record if self.records.commit(record) else self.records.read(record.name)
+        if not self.records.commit(record):
+            record = self.records.read(record.name, record.attempt)
+        self.claims.drop(record.name, record.attempt)
+        return record
+
+    def _store_clip(self, stored: StoredClip, data: bytes) -> None:
+        """Store the clip and read it back: what a record names is whole, whatever happened on the way."""
+        for _ in range(_UPLOADS):
+            self.store.put(stored.key, data)
+            if hashlib.sha256(self.store.get(stored.key)).hexdigest() == stored.sha256:
+                return
+        raise StorageError(
+            f"{self.store.location(stored.key)!r} does not hold what was written {_UPLOADS} times; "
+            "the store or the way to it changes bytes"
+        )
 
 
 def make_record(item: Item, *, run_id: str, stored: StoredClip | None = None) -> Record:
@@ -64,12 +84,12 @@ def make_record(item: Item, *, run_id: str, stored: StoredClip | None = None) ->
     fields: dict[str, Any] = {}
     if item.request is not None:
         request = asdict(item.request)
-        # A width of 0 was never decided: the image that would have did not load.
+        fields |= {name: request[name] for name in _REQUEST_FIELDS}
+        # What is 0 was never decided: the source that would have did not load.
         fields |= {
             "prompt_as_run": item.request.prompt,
-            **{name: request[name] or None for name in ("width", "height")},
+            **{name: request[name] or None for name in ("width", "height", "fps")},
         }
-        fields |= {name: request[name] for name in _REQUEST_FIELDS}
         fields["inputs"] = {name: [_named(one) for one in sources] for name, sources in item.request.media.items()}
     fields["inputs"] = {**fields.get("inputs", {}), **item.inputs}
     if item.clip is not None:
@@ -81,6 +101,7 @@ def make_record(item: Item, *, run_id: str, stored: StoredClip | None = None) ->
         fields |= {"error_type": failure.type, "error_stage": failure.stage, "error_message": failure.message}
     return Record(
         name=item.name,
+        attempt=item.attempt,
         row=item.row,
         id=item.id,
         status="failed" if item.failure else "ok",

@@ -1,0 +1,65 @@
+"""Ranks for tests: forked from a script that has imported everything, so that a world starts at once.
+
+Imported by the scripts beside it, ranks_*.py, which tests run as processes of their own.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from wan_ray.parallel.process_group import reserve_address
+
+torch.set_num_threads(1)  # before any fork: a pool of threads does not survive one
+_CONTEXT = multiprocessing.get_context("fork")
+
+Program = Callable[[int, str], object]
+
+
+def run(world_size: int, program: Program, *, timeout_s: float) -> list:
+    """What program(rank, address) returned on each rank; kills all and raises when one fails or time is up."""
+    reservation = reserve_address("127.0.0.1", timeout_s=timeout_s)
+    pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(world_size)]
+    ranks = [
+        _CONTEXT.Process(target=_serve, args=(program, rank, reservation.address, pipes[rank][1]), daemon=True)
+        for rank in range(world_size)
+    ]
+    for rank in ranks:
+        rank.start()
+    for _, sender in pipes:
+        sender.close()
+    deadline = time.monotonic() + timeout_s
+    try:
+        results = []
+        for rank, (receiver, _) in enumerate(pipes):
+            if not receiver.poll(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError(f"rank {rank} of {world_size} said nothing for {timeout_s} s")
+            results.append(receiver.recv())
+        return results
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+        reservation.close()
+
+
+def _serve(program: Program, rank: int, address: str, sender: "multiprocessing.connection.Connection") -> None:
+    try:
+        sender.send(program(rank, address))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    sender.close()
+    os._exit(0)  # what a library does at exit is not what is tested
+
+
+def report(results: object) -> None:
+    """Write what the test reads."""
+    Path(sys.argv[1]).write_text(json.dumps(results))
