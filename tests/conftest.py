@@ -1,13 +1,14 @@
 """Fixtures of all tests."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from flaky_s3 import FlakyS3
     from torch import Tensor
 
 _GOLDENS = Path(__file__).parent / "goldens"
@@ -69,3 +70,21 @@ def released_shapes(golden_json: Callable[[str], dict]) -> Callable[[str], dict[
         }
 
     return shapes
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> "Iterator[FlakyS3]":
+    """An S3 with a bucket named "bucket" that s3fs finds by itself; it fails as its fields are set."""
+    import fsspec.config
+    import s3fs
+    from flaky_s3 import flaky_s3
+
+    with flaky_s3(seed=3) as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        fsspec.config.set_conf_env(fsspec.config.conf)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield server
+        fsspec.config.conf.pop("s3", None)
+        s3fs.S3FileSystem.clear_instance_cache()

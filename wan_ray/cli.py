@@ -62,9 +62,18 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="check config and every row without loading a model")
     _add_config_arguments(plan)
     plan.set_defaults(run=_plan)
-    status = commands.add_parser("status", help="how far an output folder is, and what failed")
+    inspect = commands.add_parser("inspect", help="what a checkpoint is, what it lacks, and what memory it takes")
+    inspect.add_argument("checkpoint", help="a folder, a lone DiT file, or the URL of either")
+    inspect.add_argument("--companions", help="folder with text encoder, VAE and tokenizer, for a lone DiT")
+    inspect.set_defaults(run=_inspect)
+    status = commands.add_parser("status", help="how far an output folder is, how fast it goes, and what failed")
     status.add_argument("output", help="the output folder or URL")
+    status.add_argument("--json", action="store_true", help="for scripts: one JSON object")
     status.set_defaults(run=_status)
+    report = commands.add_parser("report", help="write a page with plots, failures and a contact sheet")
+    report.add_argument("output", help="the output folder or URL")
+    report.add_argument("--out", type=Path, metavar="FILE", help="write it here, not to report.html in the output")
+    report.set_defaults(run=_report)
     debug = commands.add_parser("init-debug", help="write a tiny random checkpoint, a sample manifest and a config")
     debug.add_argument("folder", type=Path)
     debug.set_defaults(run=_init_debug)
@@ -91,15 +100,11 @@ def _config_and_plan(options: argparse.Namespace) -> tuple[RenderConfig, Plan]:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from wan_ray.plan import plan_lines
+
     config, plan = _config_and_plan(options)
-    models = ", ".join(section.variant for section in config.all_models)
-    print(f"{len(plan.names)} rows for {models}: {len(plan.refused)} invalid")
-    print(f"\n{'rows':>8}  {'model':<12}  task   size       frames  steps")
-    for (variant, task, width, height, num_frames, steps), count in sorted(plan.buckets.items()):
-        size = f"{width}x{height}" if width else "by image"
-        print(f"{count:>8}  {variant:<12}  {task:<5}  {size:<9}  {num_frames:>6}  {steps:>5}")
-    for warning, count in plan.warnings.most_common():
-        print(f"\nwarning, {count} rows: {warning}")
+    for line in plan_lines(config, plan):
+        print(line)
     _print_invalid(plan, sys.stdout)
     return INVALID if plan.refused else OK
 
@@ -113,7 +118,7 @@ def _render(options: argparse.Namespace) -> int:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from wan_ray.display import Display
     from wan_ray.graph.offline import render
-    from wan_ray.report import write_contact_sheet
+    from wan_ray.report.clips import write_contact_sheet
     from wan_ray.storage.blob import Store
     from wan_ray.storage.paths import CLIPS, CONTACT_SHEET, INDEX
 
@@ -146,15 +151,30 @@ def _print_invalid(plan: Plan, stream: TextIO) -> None:
         print(f"  and {len(plan.refused) - _SHOWN_ERRORS} more", file=stream)
 
 
-def _status(options: argparse.Namespace) -> int:
-    from wan_ray.report import status
+def _inspect(options: argparse.Namespace) -> int:
+    from wan_ray.inspect_checkpoint import describe, inspect_checkpoint
 
-    found = status(options.output)
-    run = found.last_run
-    print(f"last run {run['run_id']}: {run['status']}, started {run['started_at']}")
-    print(f"{found.num_records} of {found.num_rows} rows have a record; indexed: {found.ok} ok, {found.failed} failed")
-    for (stage, kind, message), count in found.failures.most_common():
-        print(f"  {count} x {kind} at {stage}: {message}")
+    found = inspect_checkpoint(options.checkpoint, options.companions)
+    print(describe(found))
+    return OK if found.is_usable else INVALID
+
+
+def _status(options: argparse.Namespace) -> int:
+    from wan_ray.report.status import as_json, as_text, read_status
+
+    status = read_status(options.output)
+    text = as_json(status) if options.json else as_text(status)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # who reads it has seen enough, as head has; Python flushes once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from wan_ray.report.page import write_report
+
+    print(f"report  {write_report(options.output, options.out)}")
     return OK
 
 

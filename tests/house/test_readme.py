@@ -61,7 +61,8 @@ def test_the_other_commands_run_in_the_order_they_are_shown(checkout: Path) -> N
     assert len(said) == 2
     assert "2 rows for debug: 0 invalid" in said[1]
     assert "2 of 2 rows have a clip, 0 failed" in said[1]
-    assert "2 of 2 rows have a record; indexed: 2 ok, 0 failed" in said[1]
+    assert "2 records: 2 ok, 0 failed; the last run's manifest has 2 rows" in said[1]
+    assert (checkout / "out/mine/report.html").exists()
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["renderer", "processor"])

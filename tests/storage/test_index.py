@@ -1,5 +1,6 @@
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,7 +8,14 @@ import pytest
 
 from wan_ray.errors import ConfigError, StorageError
 from wan_ray.storage.blob import Store
-from wan_ray.storage.index import IndexWriter, indexed_statuses, read_index
+from wan_ray.storage.index import (
+    Indexed,
+    IndexWriter,
+    compact_index,
+    indexed_clips,
+    indexed_records,
+    read_index,
+)
 from wan_ray.storage.records import Record
 
 
@@ -89,7 +97,7 @@ def test_an_extra_that_fits_no_column_never_stops_the_index(tmp_path, caplog):
 def test_rows_older_than_the_interval_are_written_by_the_next_append(tmp_path):
     writer = IndexWriter(Store(tmp_path), "r1", {}, flush_interval_s=0)
     writer.append(make_record("a"))
-    assert set(indexed_statuses(Store(tmp_path))) == {"a"}
+    assert set(indexed_records(Store(tmp_path))) == {"a"}
 
 
 def test_rows_of_a_part_that_could_not_be_written_are_kept(tmp_path):
@@ -100,7 +108,7 @@ def test_rows_of_a_part_that_could_not_be_written_are_kept(tmp_path):
         writer.flush()
     (tmp_path / "index").unlink()
     writer.close()
-    assert set(indexed_statuses(Store(tmp_path))) == {"a"}
+    assert set(indexed_records(Store(tmp_path))) == {"a"}
 
 
 def test_parts_of_runs_with_other_columns_are_read_together(tmp_path):
@@ -127,17 +135,55 @@ def test_an_index_without_parts_has_no_rows_but_its_columns(tmp_path):
     table = read_index(Store(tmp_path))
     assert table.num_rows == 0
     assert "seconds_denoise" in table.column_names
-    assert set(indexed_statuses(Store(tmp_path))) == set()
+    assert set(indexed_records(Store(tmp_path))) == set()
 
 
 def test_an_index_in_a_bucket_works_the_same():
     store = Store("memory://test-index")
     with IndexWriter(store, "r1", {}) as writer:
         writer.append(make_record("a"))
-    assert set(indexed_statuses(store)) == {"a"}
+    assert set(indexed_records(store)) == {"a"}
     assert read_index(store)["id"].to_pylist() == ["a"]
 
 
 def test_an_unknown_column_type_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"'n'.*'int64'.*int, float, bool, str"):
         IndexWriter(Store(tmp_path), "r1", {"n": "int64"})
+
+
+def test_the_last_attempt_of_a_row_is_the_indexs_and_a_record_indexed_twice_counts_once(tmp_path):
+    store = Store(tmp_path)
+    for run, records in (
+        ("r1", [make_record("a", status="failed", error_type="StageError"), make_record("b")]),
+        ("r2", [make_record("a", attempt=2, content="c2"), make_record("b", run_id="late")]),
+    ):
+        with IndexWriter(store, run, {}) as index:
+            for record in records:
+                index.append(record)
+    table = read_index(store)
+    assert [(row["record"], row["attempt"], row["status"]) for row in table.to_pylist()] == [
+        ("b", 1, "ok"),
+        ("a", 2, "ok"),
+    ]
+    known = indexed_records(store)
+    assert known["a"] == Indexed(2, "ok", "c2", None)
+    assert known["b"].attempt == 1
+    assert set(indexed_clips(store)) == {("a", 1), ("a", 2), ("b", 1)}
+    compact_index(store, run_id="r3")
+    assert pq.read_table(tmp_path / "index")["record"].to_pylist() == ["b", "a"]
+
+
+def test_a_compacted_index_says_the_same_and_readers_at_work_lose_nothing(tmp_path):
+    store = Store(tmp_path)
+    for part in range(30):
+        with IndexWriter(store, f"r{part:02d}", {"n": "int"}) as index:
+            index.append(make_record(f"row{part}", extra={"n": part}))
+    before = read_index(store)
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(lambda: [len(read_index(store)) for _ in range(10)]) for _ in range(3)]
+        assert compact_index(store, run_id="c1") == 30
+        counts = [count for reader in readers for count in reader.result()]
+    assert set(counts) == {30}
+    assert read_index(store).sort_by("record") == before.sort_by("record")
+    assert len(store.names("index")) == 1
+    assert compact_index(store, run_id="c2") == 1

@@ -35,13 +35,24 @@ def test_the_first_record_of_a_row_stands(tmp_path):
     assert records.read("a") == first
 
 
-def test_names_and_read_all_cover_what_was_committed(tmp_path):
+def test_latest_and_read_all_cover_what_was_committed(tmp_path):
     records = RecordStore(Store(tmp_path))
-    assert records.names() == set()
+    assert records.latest() == {}
     for name in ("b", "a.v2", "c"):
         records.commit(make_record(name))
-    assert records.names() == {"a.v2", "b", "c"}
-    assert [record.name for record in records.read_all(["c", "a.v2"])] == ["c", "a.v2"]
+    assert records.latest() == {"a.v2": 1, "b": 1, "c": 1}
+    assert [record.name for record in records.read_all({"c": 1, "a.v2": 1})] == ["c", "a.v2"]
+
+
+def test_a_later_attempt_replaces_the_one_before_which_stays_as_history(tmp_path):
+    records = RecordStore(Store(tmp_path))
+    first = make_record(status="failed", run_id="first")
+    records.commit(first)
+    assert records.commit(make_record(attempt=2, run_id="second")) is True
+    assert records.commit(make_record(attempt=2, run_id="third")) is False
+    assert records.latest() == {"a": 2}
+    assert records.read("a", 2).run_id == "second"
+    assert records.read("a", 1) == first
 
 
 def test_nan_in_an_extra_is_null_in_the_file(tmp_path):
@@ -67,5 +78,5 @@ def test_listing_twenty_thousand_records_takes_a_fraction_of_a_second(tmp_path):
     for i in range(20_000):
         (tmp_path / f"records/{i}.json").touch()
     start = time.perf_counter()
-    assert len(RecordStore(Store(tmp_path)).names()) == 20_000
+    assert len(RecordStore(Store(tmp_path)).latest()) == 20_000
     assert time.perf_counter() - start < 2

@@ -5,10 +5,12 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import fsspec.core
@@ -16,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from wan_ray.errors import ConfigError, MissingExtraError, StorageError, WanRayError
+from wan_ray.storage.patience import Patience, patiently
 from wan_ray.wording import without_secrets
 
 # Services that decide a create themselves (If-None-Match and its kin), and memory://, which lives in one process.
@@ -24,6 +27,8 @@ _ATOMIC_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", 
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
 _TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 _MEMORY_LOCK = threading.Lock()
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -52,53 +57,84 @@ def open_filesystem(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A finished file of a folder; modified_at is seconds since 1970."""
+
+    name: str
+    size_bytes: int
+    modified_at: float
+
+
 class Store:
     """Files under one root, named by relative keys such as "clips/a.mp4"; holds nothing open, and can be pickled.
 
-    The root is a local path (made absolute at once) or any fsspec URL. Whatever fails raises StorageError.
+    The root is a local path (made absolute at once) or any fsspec URL. What may pass (throttling, a reset connection, a
+    full disk) is waited for as long as the patience says; what does not pass raises StorageError.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, patience: Patience | None = None) -> None:
         filesystem, path = open_filesystem(os.fspath(root))
         local = isinstance(filesystem, LocalFileSystem)
         self._files = _LocalFiles(Path(path)) if local else _RemoteFiles(filesystem, path)
+        self._patience = patience or Patience()
+
+    def check(self) -> None:
+        """Raise StorageError unless files can be written, created exactly once, read and removed here."""
+        key = f".check-{uuid.uuid4().hex}"
+        created = self.create(key, b"1")
+        try:
+            if not created or self.create(key, b"2") or self.get(key) != b"1":
+                raise StorageError(
+                    f"{self.location('')!r} cannot be an output: it does not honour conditional creates, so two "
+                    "writers could both win; use a store that does (S3, GCS, Azure, a local or mounted folder)"
+                )
+        finally:
+            self.delete(key)
 
     def put(self, key: str, data: bytes) -> None:
         """Stores the bytes whole under the key, replacing what was there."""
-        with failing_as(StorageError, f"cannot write {self.location(key)!r}"):
-            self._files.put(key, data)
+        self._patiently("write", key, lambda: self._files.put(key, data))
 
     def create(self, key: str, data: bytes) -> bool:
         """True when the bytes now stand under the key; False when something already did, which is left as it was.
 
-        Of any number of concurrent creators exactly one gets True.
+        Of any number of concurrent creators at most one gets True; exactly one, unless a connection broke after the
+        store had made the file and before it could say so.
         """
-        with failing_as(StorageError, f"cannot create {self.location(key)!r}"):
-            return self._files.create(key, data)
+        return self._patiently("create", key, lambda: self._files.create(key, data))
 
     def get(self, key: str) -> bytes:
         """The bytes under the key."""
-        with failing_as(StorageError, f"cannot read {self.location(key)!r}"), self._files.open(key) as file:
-            return file.read()
+        return self._patiently("read", key, lambda: self._files.get(key))
 
     def open(self, key: str) -> BinaryIO:
         """A seekable file for reading parts of what stands under the key; the caller closes it."""
-        with failing_as(StorageError, f"cannot open {self.location(key)!r}"):
-            return self._files.open(key)
+        return self._patiently("open", key, lambda: self._files.open(key))
+
+    def delete(self, key: str) -> None:
+        """Removes what stands under the key, if anything does."""
+        self._patiently("remove", key, lambda: self._files.delete(key))
 
     def exists(self, key: str) -> bool:
         """Whether a finished file stands under the key."""
-        with failing_as(StorageError, f"cannot look for {self.location(key)!r}"):
-            return self._files.exists(key)
+        return self._patiently("look for", key, lambda: self._files.exists(key))
 
     def names(self, prefix: str) -> list[str]:
         """Sorted names of the finished files directly in the folder; empty when there is no such folder."""
-        with failing_as(StorageError, f"cannot list {self.location(prefix)!r}"):
-            return sorted(name for name in self._files.names(prefix) if not name.startswith("."))
+        names = self._patiently("list", prefix, lambda: list(self._files.names(prefix)))
+        return sorted(name for name in names if not name.startswith("."))
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """The files directly in the folder, hidden and unfinished ones too."""
+        return self._patiently("list", prefix, lambda: self._files.entries(prefix))
 
     def location(self, key: str) -> str:
         """The path or URL of the key, as a person can open it, with passwords masked; "" gives the root's."""
         return without_secrets(self._files.location(key))
+
+    def _patiently(self, verb: str, key: str, operation: Callable[[], T]) -> T:
+        return patiently(f"cannot {verb} {self.location(key)!r}", operation, self._patience)
 
 
 class _LocalFiles:
@@ -127,11 +163,17 @@ class _LocalFiles:
                 return create_without_links(path, data)
             return True
 
+    def get(self, key: str) -> bytes:
+        return (self._root / key).read_bytes()
+
     def open(self, key: str) -> BinaryIO:
         return (self._root / key).open("rb")
 
     def exists(self, key: str) -> bool:
         return (self._root / key).is_file()
+
+    def delete(self, key: str) -> None:
+        (self._root / key).unlink(missing_ok=True)
 
     def names(self, prefix: str) -> list[str]:
         try:
@@ -139,6 +181,21 @@ class _LocalFiles:
                 return [entry.name for entry in entries if entry.is_file()]
         except FileNotFoundError:
             return []
+
+    def entries(self, prefix: str) -> list[Entry]:
+        found = []
+        try:
+            with os.scandir(self._root / prefix) as entries:
+                for entry in entries:
+                    try:
+                        stat = entry.stat()
+                    except FileNotFoundError:  # removed while we looked
+                        continue
+                    if entry.is_file():
+                        found.append(Entry(name=entry.name, size_bytes=stat.st_size, modified_at=stat.st_mtime))
+        except FileNotFoundError:
+            return []
+        return found
 
     def location(self, key: str) -> str:
         return str(self._root / key)
@@ -166,6 +223,9 @@ class _RemoteFiles:
             return False
         return True
 
+    def get(self, key: str) -> bytes:
+        return self._filesystem.cat_file(self._path(key))
+
     def open(self, key: str) -> BinaryIO:
         return cast(BinaryIO, self._filesystem.open(self._path(key), "rb"))
 
@@ -173,16 +233,36 @@ class _RemoteFiles:
         self._filesystem.invalidate_cache()
         return self._filesystem.isfile(self._path(key))
 
+    def delete(self, key: str) -> None:
+        with suppress(FileNotFoundError):
+            self._filesystem.rm_file(self._path(key))
+
     def names(self, prefix: str) -> list[str]:
+        return [_name(info) for info in self._listed(prefix)]
+
+    def entries(self, prefix: str) -> list[Entry]:
+        return [
+            Entry(name=_name(info), size_bytes=info["size"], modified_at=self._modified_at(info))
+            for info in self._listed(prefix)
+        ]
+
+    def _listed(self, prefix: str) -> list[dict[str, Any]]:
         folder = self._path(prefix)
         # Drivers cache listings, and other processes write here too.
         self._filesystem.invalidate_cache()
         try:
-            entries = self._filesystem.ls(folder, detail=True)
+            infos = self._filesystem.ls(folder, detail=True)
         except FileNotFoundError:
             return []
-        paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "file"]
-        return [path.rpartition("/")[2] for path in paths if path != folder]
+        return [info for info in infos if info["type"] == "file" and info["name"].rstrip("/") != folder]
+
+    def _modified_at(self, info: dict[str, Any]) -> float:
+        """Drivers name it differently; the one that none of these fits is asked for each file."""
+        times = (info.get(name) for name in ("LastModified", "mtime", "updated", "last_modified", "created"))
+        found = next((time for time in times if time), None) or self._filesystem.modified(info["name"])
+        if isinstance(found, str):
+            found = datetime.fromisoformat(found)
+        return found.timestamp() if isinstance(found, datetime) else float(found)
 
     def location(self, key: str) -> str:
         return self._filesystem.unstrip_protocol(self._path(key))
@@ -209,6 +289,10 @@ def _unfinished(path: Path) -> Iterator[Path]:
         yield temp
     finally:
         temp.unlink(missing_ok=True)
+
+
+def _name(info: dict[str, Any]) -> str:
+    return info["name"].rstrip("/").rpartition("/")[2]
 
 
 def _write_through(path: Path, data: bytes) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Self
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ _TEXTS = pa.map_(pa.string(), pa.string())
 _FIXED = pa.schema(
     {
         "record": pa.string(),
+        "attempt": pa.int64(),
+        "content": pa.string(),
         "row": pa.int64(),
         "id": pa.string(),
         "status": pa.string(),
@@ -43,6 +46,8 @@ _FIXED = pa.schema(
         "solver": pa.string(),
         "seed": pa.int64(),
         "context_scale": pa.float64(),
+        "vace": pa.string(),
+        "compat": pa.string(),
         "labels": _TEXTS,
         "inputs": pa.string(),
         "clip": pa.string(),
@@ -112,9 +117,8 @@ class IndexWriter:
         """Writes the waiting rows as one part, if there are any."""
         if not self._waiting:
             return
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema), buffer)
-        self._store.put(f"{INDEX}/part-{self._run_id}-{self._num_parts:05d}.parquet", buffer.getvalue())
+        table = pa.Table.from_pylist(self._waiting, schema=self._schema)
+        _put_part(self._store, f"{INDEX}/part-{self._run_id}-{self._num_parts:05d}.parquet", table)
         self._num_parts += 1
         self._waiting = []
 
@@ -123,29 +127,97 @@ class IndexWriter:
         self.flush()
 
 
-def indexed_statuses(store: Store) -> dict[str, str]:
-    """Status ("ok" or "failed") of the records that have a row in the index, by name; reads two columns only."""
-    parts = (_read_part(store, key, columns=["record", "status"]) for key in _part_keys(store))
-    return {row["record"]: row["status"] for part in parts for row in part.to_pylist()}
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """What the index says of a row's last attempt."""
+
+    attempt: int
+    status: str
+    content: str | None
+    error_type: str | None
+
+
+def indexed_records(store: Store) -> dict[str, Indexed]:
+    """The last attempt of each record name that has a row in the index; reads a few columns only."""
+    found: dict[str, Indexed] = {}
+    table = _read_parts(store, columns=["record", "attempt", "status", "content", "error_type"])
+    columns = (table[name].to_pylist() for name in table.column_names)
+    for name, attempt, status, content, error_type in zip(*columns, strict=True):
+        known = found.get(name)
+        if known is None or known.attempt < (attempt or 1):
+            found[name] = Indexed(attempt or 1, status, content, error_type)
+    return found
+
+
+def indexed_clips(store: Store) -> dict[tuple[str, int], str | None]:
+    """The clip's key of every record in the index, by name and attempt; earlier attempts as far as they are there."""
+    table = _read_parts(store, columns=["record", "attempt", "clip"])
+    names, attempts, clips = (table[name].to_pylist() for name in ("record", "attempt", "clip"))
+    return {(name, attempt or 1): clip for name, attempt, clip in zip(names, attempts, clips, strict=True)}
 
 
 def read_index(store: Store) -> pa.Table:
-    """The whole index; a column that some parts lack is null there, an int column that others have as float is float.
+    """The index, one row per record name: its last attempt.
 
-    StorageError when parts disagree beyond that. Without any part: no rows, the fixed columns.
+    A column that some parts lack is null there, an int column that others have as float is float; StorageError when
+    parts disagree beyond that. Without any part: no rows, the fixed columns.
     """
-    tables = [_read_part(store, key) for key in _part_keys(store)]
-    with failing_as(StorageError, f"the parts of {store.location(INDEX)!r} disagree about a column"):
-        return pa.concat_tables([_FIXED.empty_table(), *tables], promote_options="permissive")
+    return _last_attempts(_read_parts(store))
+
+
+def compact_index(store: Store, *, run_id: str) -> int:
+    """Put all parts into one, with one row per record name, and remove them; how many there were.
+
+    For when no run is writing; readers at work lose nothing. Earlier attempts are history, which the records keep.
+    """
+    keys = _part_keys(store)
+    if len(keys) > 1:
+        _put_part(store, f"{INDEX}/part-{run_id}-all.parquet", read_index(store))
+        for key in keys:
+            store.delete(key)
+    return len(keys)
+
+
+def _put_part(store: Store, key: str, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    store.put(key, buffer.getvalue())
 
 
 def _part_keys(store: Store) -> list[str]:
     return [f"{INDEX}/{name}" for name in store.names(INDEX) if name.endswith(".parquet")]
 
 
+def _read_parts(store: Store, *, columns: list[str] | None = None) -> pa.Table:
+    """All parts as one table; when one was compacted away since it was listed, all are listed anew."""
+    empty = _FIXED.empty_table()
+    while True:
+        keys = _part_keys(store)
+        try:
+            tables = [_read_part(store, key, columns) for key in keys]
+            break
+        except StorageError:
+            if set(keys) <= set(_part_keys(store)):
+                raise
+    with failing_as(StorageError, f"the parts of {store.location(INDEX)!r} disagree about a column"):
+        return pa.concat_tables([empty.select(columns) if columns else empty, *tables], promote_options="permissive")
+
+
 def _read_part(store: Store, key: str, columns: list[str] | None = None) -> pa.Table:
     with failing_as(StorageError, f"cannot read the index part {store.location(key)!r}"), store.open(key) as file:
-        return pq.ParquetFile(file).read(columns)
+        part = pq.ParquetFile(file)
+        return part.read(columns and [name for name in columns if name in part.schema_arrow.names])
+
+
+def _last_attempts(table: pa.Table) -> pa.Table:
+    """One row per record name. Two runs may have indexed the same record: the first row of those stays."""
+    names, attempts = table["record"].to_pylist(), table["attempt"].to_pylist()
+    last: dict[str, int] = {}
+    for row, name in enumerate(names):
+        known = last.get(name)
+        if known is None or (attempts[known] or 1) < (attempts[row] or 1):
+            last[name] = row
+    return table if len(last) == len(names) else table.take(pa.array(sorted(last.values()), pa.int64()))
 
 
 def _columns_of_extras(extra_columns: Mapping[str, str]) -> dict[str, str]:
@@ -166,7 +238,8 @@ def _columns_of_extras(extra_columns: Mapping[str, str]) -> dict[str, str]:
 
 def _fixed_values(record: Record) -> dict[str, object]:
     values = record.model_dump(exclude={"name", "extra", "inputs", "seconds", "labels", "weights", "versions"})
-    values["inputs"] = json.dumps(record.inputs, ensure_ascii=False) if record.inputs else None
+    for name, value in (("inputs", record.inputs), ("vace", record.vace)):
+        values[name] = json.dumps(value, ensure_ascii=False) if value else None
     seconds = {f"seconds_{stage}": record.seconds.get(stage) for stage in _STAGES}
     maps = {"labels": record.labels, "weights": record.weights, "versions": record.versions}
     return {"record": record.name, **values, **seconds, **{name: list(map.items()) for name, map in maps.items()}}

@@ -7,8 +7,11 @@ import unicodedata
 CLIPS = "clips"
 RECORDS = "records"
 INDEX = "index"
-RUN = "run.json"
+RUNS = "runs"
+CLAIMS = "claims"
+PROGRESS = "progress"
 CONTACT_SHEET = "contact-sheet.png"
+REPORT = "report.html"
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HASHED = re.compile(r".*-[0-9a-f]{16}")
@@ -33,6 +36,22 @@ def clip_key(id: str, sha256: str, suffix: str) -> str:
     return f"{CLIPS}/{file_stem(id)}.{sha256[:12]}{suffix}"
 
 
-def record_key(name: str) -> str:
-    """The key of the record with this name."""
-    return f"{RECORDS}/{name}.json"
+def attempt_stem(name: str, attempt: int) -> str:
+    """The file stem of a row's n-th attempt, counted from 1; "~" stands in no name, so none equals another's."""
+    return name if attempt == 1 else f"{name}~{attempt}"
+
+
+def name_and_attempt(stem: str) -> tuple[str, int]:
+    """The inverse of attempt_stem."""
+    name, _, attempt = stem.partition("~")
+    return name, int(attempt) if attempt else 1
+
+
+def record_key(name: str, attempt: int = 1) -> str:
+    """The key of the record of this name's n-th attempt."""
+    return f"{RECORDS}/{attempt_stem(name, attempt)}.json"
+
+
+def progress_key(name: str) -> str:
+    """The key of what is saved of an unfinished clip, by its record's name."""
+    return f"{PROGRESS}/{name}.safetensors"

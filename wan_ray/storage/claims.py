@@ -1,0 +1,57 @@
+"""Claims: which run works on which row, so that runs over one output share the work. Records alone say what is done."""
+
+import time
+
+from wan_ray.storage.blob import Store
+from wan_ray.storage.paths import CLAIMS, attempt_stem
+from wan_ray.storage.runs import living_runs
+
+_LOOK_AGAIN_S = 10.0
+
+
+class Claims:
+    """The claims of one run. A claim of a run that is no longer alive may be taken over."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._living: set[str] = set()
+        self._looked_at = float("-inf")
+
+    def take(self, name: str, attempt: int) -> bool:
+        """True when the row is this run's to render; False while another living run has it.
+
+        Look for a record only after taking a claim: claims end when records are there.
+        """
+        turn = 0
+        while True:
+            # Each taker-over creates the next file, so of any number of them one wins.
+            key = _key(name, attempt, turn)
+            if self._store.create(key, self._run_id.encode()):
+                return True
+            owner = self._owner(key)
+            if owner == self._run_id:
+                return True
+            if owner is None or owner in self._alive():
+                return False
+            turn += 1
+
+    def drop(self, name: str, attempt: int) -> None:
+        """The row has its record: whoever claimed it needs no claim any more."""
+        turn = 0
+        while self._store.exists(key := _key(name, attempt, turn)):
+            self._store.delete(key)
+            turn += 1
+
+    def _owner(self, key: str) -> str | None:
+        """run_id of the claim; None when it was dropped just now."""
+        return self._store.get(key).decode() if self._store.exists(key) else None
+
+    def _alive(self) -> set[str]:
+        if time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
+            self._living, self._looked_at = living_runs(self._store), time.monotonic()
+        return self._living
+
+
+def _key(name: str, attempt: int, turn: int) -> str:
+    return f"{CLAIMS}/{attempt_stem(name, attempt)}" + (f"+{turn}" if turn else "")
