@@ -10,6 +10,7 @@
         ProgressError        what was saved of a clip is not this row's, or is damaged: start it at step 0
       ClipStoppedError       a clip was stopped at a step boundary, as asked; it can go on from what was saved
       StorageError           the output or input store refused or failed
+        ChecksumError        what was read is not what was written: write it again
       RunStoppedError        a run ended before its last row; what has a record stays, the same call goes on
 
 Each takes one message, so that it survives pickling between processes.
@@ -54,6 +55,10 @@ class ClipStoppedError(WanRayError):
 
 class StorageError(WanRayError):
     """Reading or writing files failed."""
+
+
+class ChecksumError(StorageError):
+    """A file does not hold what was written to it, as the store's own checksum shows."""
 
 
 class RunStoppedError(WanRayError):

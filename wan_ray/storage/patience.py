@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from wan_ray.errors import StorageError, WanRayError
+from wan_ray.errors import ChecksumError, StorageError, WanRayError
 from wan_ray.wording import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ _LASTING_NAMES = frozenset(
         "InvalidEndpointURLError",
     }
 )
+_CHECKSUM_NAME = "FlexibleChecksumError"  # botocore's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,8 @@ def passes(error: BaseException) -> bool:
 def patiently(what: str, operation: Callable[[], T], patience: Patience) -> T:
     """The operation's result, tried until it succeeds; StorageError says `what` and the cause when it does not.
 
-    This catches every Exception: storage drivers raise types of their own (botocore's are no OSError).
+    ChecksumError at once when the store finds that it reads something else than was written. This catches every
+    Exception: storage drivers raise types of their own (botocore's are no OSError).
     """
     ends_at, wait_s = time.monotonic() + patience.total_s, patience.first_s
     while True:
@@ -72,6 +74,8 @@ def patiently(what: str, operation: Callable[[], T], patience: Patience) -> T:
         except Exception as error:
             cause = without_secrets(f"{what}: {type(error).__name__}: {error}".removesuffix(": "))
             pause_s = wait_s * random.uniform(0.5, 1)
+            if type(error).__name__ == _CHECKSUM_NAME:
+                raise ChecksumError(cause) from error
             if not passes(error):
                 raise StorageError(cause) from error
             if time.monotonic() + pause_s > ends_at:
