@@ -58,6 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument(
         "--skip-invalid", action="store_true", help="record rows that break a rule as failed, and go on"
     )
+    render.add_argument(
+        "--retry", metavar="failed[:TYPE,...]", help="also rows whose last attempt failed, of these error types"
+    )
+    render.add_argument(
+        "--changed",
+        choices=("refuse", "rerender"),
+        default="refuse",
+        help="rows that ask for something else than their record says (default: refuse to start)",
+    )
     render.set_defaults(run=_render)
     plan = commands.add_parser("plan", help="check config and every row without loading a model")
     _add_config_arguments(plan)
@@ -74,6 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("output", help="the output folder or URL")
     report.add_argument("--out", type=Path, metavar="FILE", help="write it here, not to report.html in the output")
     report.set_defaults(run=_report)
+    gc = commands.add_parser("gc", help="remove what runs that were cut short left behind, and merge the index")
+    gc.add_argument("output", help="the output folder or URL")
+    gc.add_argument("--older-than", type=float, default=24.0, metavar="HOURS", help="spare younger files (default 24)")
+    gc.add_argument("--dry-run", action="store_true", help="say what would go")
+    gc.set_defaults(run=_gc)
+    replay = commands.add_parser("replay", help="render a record's clip again, and say whether it is the same")
+    replay.add_argument("record", help="path or URL of a record, OUTPUT/records/NAME.json")
+    replay.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.checkpoint=/models/moved")
+    replay.add_argument("--out", type=Path, metavar="FILE", help="keep the new clip here")
+    replay.set_defaults(run=_replay)
     debug = commands.add_parser("init-debug", help="write a tiny random checkpoint, a sample manifest and a config")
     debug.add_argument("folder", type=Path)
     debug.set_defaults(run=_init_debug)
@@ -110,6 +129,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _render(options: argparse.Namespace) -> int:
+    from wan_ray.stages.agenda import Again
+
+    again = Again.from_options(options.retry, options.changed)
     config, plan = _config_and_plan(options)
     if plan.refused and not options.skip_invalid:
         _print_invalid(plan, sys.stderr)
@@ -117,7 +139,7 @@ def _render(options: argparse.Namespace) -> int:
     # Ray's core prints a harmless error for every actor pool (ray-project/ray#53727); real ones arrive as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from wan_ray.display import Display
-    from wan_ray.graph.offline import render
+    from wan_ray.graph.run import render
     from wan_ray.report.clips import write_contact_sheet
     from wan_ray.storage.blob import Store
     from wan_ray.storage.paths import CLIPS, CONTACT_SHEET, INDEX
@@ -125,7 +147,7 @@ def _render(options: argparse.Namespace) -> int:
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # after its import, which sets the level
     display = Display()
     try:
-        summary = render(config, plan, observer=display)
+        summary = render(config, plan, observer=display, again=again)
     finally:
         display.close()
     assert config.output is not None
@@ -176,6 +198,29 @@ def _report(options: argparse.Namespace) -> int:
 
     print(f"report  {write_report(options.output, options.out)}")
     return OK
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from wan_ray.storage.blob import Store
+    from wan_ray.storage.waste import clear, find_waste
+
+    store = Store(options.output)
+    waste = find_waste(store, older_than_s=3600 * options.older_than)
+    for one in waste:
+        print(f"{one.size_bytes:>12}  {one.key}  {one.why}")
+    if not options.dry_run:
+        clear(store, waste)
+    verb = "would be removed" if options.dry_run else "removed"
+    print(f"{len(waste)} files {verb}, {sum(one.size_bytes for one in waste) / 1e6:.1f} MB")
+    return OK
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from wan_ray.replay import replay
+
+    result = replay(options.record, options.overrides, out=options.out)
+    print(result)
+    return OK if result.is_same else SOME_FAILED
 
 
 def _init_debug(options: argparse.Namespace) -> int:

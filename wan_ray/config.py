@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wan_ray.degrees import Degrees
 from wan_ray.errors import ConfigError, RequestError
@@ -148,6 +148,19 @@ class HardwareSection(_Section):
     price_per_gpu_hour: float | None = Field(None, ge=0)
 
 
+class LimitsSection(_Section):
+    """What ends a run early, by its own records: how many may fail, the GPU-hours of work and what those cost.
+
+    max_cost is in the unit of hardware.price_per_gpu_hour. deadline is a date and time with its zone. The same command
+    goes on from there, with the limits counted anew.
+    """
+
+    max_failures: int | None = Field(None, ge=0)
+    max_gpu_hours: float | None = Field(None, gt=0)
+    max_cost: float | None = Field(None, gt=0)
+    deadline: AwareDatetime | None = None
+
+
 class VideoSection(_Section):
     """H.264 settings; crf 10 and medium are what the released code writes. threads is part of the bytes."""
 
@@ -175,6 +188,7 @@ class RenderConfig(_Section):
     stages: StagesSection = StagesSection()
     video: VideoSection = VideoSection()
     hardware: HardwareSection | None = None
+    limits: LimitsSection = LimitsSection()
     no_progress_timeout_s: float = Field(6 * 3600.0, gt=0)
     ray_address: str = "auto"
 
@@ -199,6 +213,8 @@ class RenderConfig(_Section):
             raise ValueError("give either model, for one, or models, for a list of them")
         if len(set(names)) < len(names):
             raise ValueError(f"models: {', '.join(names)} names a variant twice; rows could not tell them apart")
+        if self.limits.max_cost is not None and (self.hardware is None or self.hardware.price_per_gpu_hour is None):
+            raise ValueError("limits.max_cost: without a price there is no cost; give hardware.price_per_gpu_hour")
         return self
 
     @property
@@ -222,12 +238,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RenderConfig
     if not isinstance(data, dict):
         raise ConfigError(f"config {str(path)!r} holds {type(data).__name__}, not a mapping of settings")
     _anchor_paths_(data, file.absolute().parent)
+    return _overridden(data, overrides, what=f"config {str(path)!r}")
+
+
+def override_config(config: RenderConfig, overrides: Sequence[str]) -> RenderConfig:
+    """The config changed by overrides, as load_config takes them."""
+    return _overridden(config.model_dump(mode="json"), overrides, what="config")
+
+
+def _overridden(data: dict[str, object], overrides: Sequence[str], *, what: str) -> RenderConfig:
     for override in overrides:
         _apply_override_(data, override)
     try:
         return RenderConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"config {str(path)!r}: " + "; ".join(map(_problem, error.errors()))) from None
+        raise ConfigError(f"{what}: " + "; ".join(map(_problem, error.errors()))) from None
 
 
 def _problem(error: Any) -> str:

@@ -52,6 +52,10 @@ class Display:
         if record.error_stage == "read":
             self._line(f"refused row={record.row} id={record.id} error={record.error_message}")
 
+    def waiting(self, num_rows: int) -> None:
+        """Say whom the run waits for."""
+        self._line(f"waiting for another run over this output, which works on the last {num_rows} rows")
+
     def close(self) -> None:
         """Leave the terminal's line."""
         if self._live:

@@ -57,3 +57,12 @@ _SECRET_PARAMETER = re.compile(
 def without_secrets(text: str) -> str:
     """The text with passwords in URLs (scheme://user:password@host) and keys in their queries (?token=...) masked."""
     return _SECRET_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+
+
+def masked(value: object) -> object:
+    """JSON data with without_secrets() applied to every text in it."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, list | tuple):
+        return [masked(one) for one in value]
+    return {name: masked(one) for name, one in value.items()} if isinstance(value, dict) else value

@@ -16,7 +16,7 @@ from ray.core.generated import autoscaler_pb2
 
 from wan_ray.config import RenderConfig
 from wan_ray.graph.board import Snapshot
-from wan_ray.graph.offline import render
+from wan_ray.graph.run import render
 from wan_ray.stages.read import plan_manifest
 from wan_ray.storage.records import Record
 
@@ -35,6 +35,9 @@ class Weather:
         self.first_gang: str | None = None
 
     def begin(self, *, num_rows: int, num_done: int) -> None:
+        pass
+
+    def waiting(self, num_rows: int) -> None:
         pass
 
     def ended(self, record: Record) -> None:

@@ -59,6 +59,9 @@ class Saboteur:
     def begin(self, *, num_rows: int, num_done: int) -> None:
         pass
 
+    def waiting(self, num_rows: int) -> None:
+        pass
+
     def ended(self, record: Record) -> None:
         pass
 
@@ -124,6 +127,7 @@ def rendered(
 ) -> Iterator[tuple[Saboteur, dict[str, dict], RenderConfig]]:
     """24 rows on two gangs of two ranks, eight of them with a fate; what was seen, the index, and the config."""
     from wan_ray.graph import offline
+    from wan_ray.graph.run import render
 
     folder = tmp_path_factory.mktemp("chaos")
     rows = [{"id": name, "num_inference_steps": LONG_STEPS} for name in VICTIMS]
@@ -157,7 +161,7 @@ def rendered(
     before = {actor["ActorID"] for actor in living_actors()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(offline, "Denoise", RaisingDenoise)
-        offline.render(config, plan_manifest(config), observer=saboteur)
+        render(config, plan_manifest(config), observer=saboteur)
     saboteur.left = {actor["ActorID"] for actor in living_actors()} - before
     yield saboteur, index_of(config.output), config
 

@@ -26,6 +26,9 @@ class Watcher:
     def begin(self, *, num_rows: int, num_done: int) -> None:
         pass
 
+    def waiting(self, num_rows: int) -> None:
+        pass
+
     def ended(self, record: Record) -> None:
         pass
 
@@ -40,7 +43,7 @@ def test_an_interrupted_clip_goes_on_where_it_was_on_a_gang_of_another_layout(
     debug_config: RenderConfig, debug_checkpoint: Path, tmp_path: Path, write_manifest
 ) -> None:
     from wan_ray import Renderer, RenderRequest
-    from wan_ray.graph.offline import render
+    from wan_ray.graph.run import render
     from wan_ray.media.video import encode_mp4
     from wan_ray.stages.read import plan_manifest
 

@@ -108,6 +108,10 @@ class RunMetrics:
         if record.status == "ok":
             self._add("wan_ray_denoise_tflop_total", denoise_tflop(record))
 
+    def waiting(self, num_rows: int) -> None:
+        """Another run works on the last rows."""
+        self._other.waiting(num_rows)
+
     def _note(self, event: Event, *, num_ranks: int) -> None:
         stage = event.stage
         if event.died:

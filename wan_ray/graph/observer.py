@@ -17,3 +17,6 @@ class Observer(Protocol):
 
     def ended(self, record: Record) -> None:
         """A row has its record."""
+
+    def waiting(self, num_rows: int) -> None:
+        """Nothing is left to do but so many rows that another run has claimed."""

@@ -13,19 +13,23 @@ from typing import Any, cast
 import ray
 
 from wan_ray.config import ModelSection, RenderConfig, VideoSection
-from wan_ray.errors import ClipStoppedError, RunStoppedError, StageError
+from wan_ray.errors import ClipStoppedError, GangError, RequestError, RunStoppedError, StageError, StorageError
 from wan_ray.graph.board import BoardHandle, Event
 from wan_ray.media.check import MediaCheck
 from wan_ray.stages.items import Item, Row
 from wan_ray.stages.publish import PublishStage, make_record
 from wan_ray.stages.read import read_pending, read_row, with_media_checked
+from wan_ray.storage.blob import Store
+from wan_ray.storage.claims import Claims
 from wan_ray.storage.manifest import Manifest
 from wan_ray.storage.paths import progress_key
-from wan_ray.storage.records import Record
+from wan_ray.storage.records import Record, RecordStore
 
 logger = logging.getLogger(__name__)
 
 _MAX_DEATHS = 3  # workers that one row may cost a stage, for Ray gives a dead worker's row to the next for ever
+
+_ONCE = (RequestError, GangError, StorageError)
 
 UserRow = dict[str, Any]  # as Ray Data types a row
 
@@ -63,12 +67,13 @@ class Stage:
         if item.failure is not None:
             return row
 
-        def attempt() -> Row:
-            self._worker.begin(item)
-            return self._run(row)
-
         started = time.perf_counter()
-        done = attempted(name, item, attempt)
+        try:
+            self._worker.begin(item)
+        except StageError as error:
+            done = item.failed(name, error).to_row()
+        else:
+            done = attempted(name, item, lambda: self._run(row))
         seconds = time.perf_counter() - started
         logger.info("%s request_id=%s seconds=%.2f", name, item.id, seconds)
         ended = without_tensors(done)
@@ -78,14 +83,26 @@ class Stage:
 
 
 def attempted(stage: str, item: Item, run: Callable[[], Row]) -> Row:
-    """What run gives, or the item as a row that failed at the stage. That something was stopped is no failure."""
+    """What run gives, or the item as a row that failed at the stage. That something was stopped is no failure.
+
+    What is not the row's fault is tried once more. Gangs have tries of their own, and so has storage.
+    """
     try:
         return run()
     except (ClipStoppedError, RunStoppedError):
         raise
-    except Exception as error:
-        logger.exception("%s failed request_id=%s", stage, item.id)
-        return item.failed(stage, error).to_row()
+    except _ONCE as error:
+        failure: Exception = error
+    except Exception:
+        logger.exception("%s failed, trying once more request_id=%s", stage, item.id)
+        try:
+            return run()
+        except (ClipStoppedError, RunStoppedError):
+            raise
+        except Exception as error:
+            failure = error
+    logger.error("%s failed request_id=%s", stage, item.id, exc_info=failure)
+    return item.failed(stage, failure).to_row()
 
 
 def without_tensors(row: Row) -> Item:
@@ -94,14 +111,30 @@ def without_tensors(row: Row) -> Item:
 
 
 class Encode:
-    """The text encoder's operator."""
+    """The text encoder's operator; the first that works on a row, and so the one that claims it in a shared output."""
 
-    def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle) -> None:
+    def __init__(
+        self, *, model: ModelSection, video: VideoSection, board: BoardHandle, run_id: str, output: str | None
+    ) -> None:
         self._encode = _loader(model, video).encode()
         self._stage = Stage(self._run, Worker("encode", board))
+        store = Store(output) if output is not None else None
+        self._claims = Claims(store, run_id) if store else None
+        self._records = RecordStore(store) if store else None
 
-    def __call__(self, row: Row) -> Row:
-        return self._stage(row)
+    def __call__(self, row: Row) -> list[Row]:
+        """The encoded row; nothing where another run works on it, or has ended it since this one began."""
+        return [self._stage(row)] if self._is_ours(without_tensors(row)) else []
+
+    def _is_ours(self, item: Item) -> bool:
+        if self._claims is None or self._records is None:
+            return True
+        if not self._claims.take(item.name, item.attempt):
+            return False
+        if self._records.has(item.name, item.attempt):
+            self._claims.drop(item.name, item.attempt)
+            return False
+        return True
 
     def _run(self, row: Row) -> Row:
         return self._encode(Item.from_row(row)).to_row()
@@ -143,8 +176,10 @@ class Publish:
 
 def read_manifest(work: UserRow, *, manifest: Manifest, config: RenderConfig) -> Iterator[UserRow]:
     """The rows to render as items; work["bucket_of_row"] says which, and in what order, as read_pending takes it."""
+    attempts = array("I", work["attempt_of_row"])
     for item in read_pending(manifest, config, array("I", work["bucket_of_row"])):
-        yield dict(item.to_row())
+        assert item.row is not None
+        yield dict(replace(item, attempt=attempts[item.row]).to_row())
 
 
 def read_any(row: UserRow, *, config: RenderConfig) -> UserRow:

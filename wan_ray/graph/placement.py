@@ -143,15 +143,17 @@ def draining_nodes() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes())
 
 
-def check_weights(config: RenderConfig) -> None:
-    """Raise CheckpointError when a checkpoint, as seen from here, is not the model it should be; reads shapes only.
+def check_weights(config: RenderConfig) -> dict[str, str]:
+    """Fingerprints of the DiTs by variant; CheckpointError when a checkpoint, as seen from here, is another model.
 
-    A URL is left to the workers, and so is a path that only other nodes may have.
+    Reads shapes only. A URL is left to the workers, and so is a path that only other nodes may have.
     """
     # Imported here: it brings torch.
     from wan_ray.stages.loader import StageLoader
 
+    found = {}
     for section in config.all_models:
         elsewhere = not Path(section.checkpoint).expanduser().exists() and len(ray.nodes()) > 1
         if "://" not in section.checkpoint and not elsewhere:
-            StageLoader(model=section).check()
+            found[section.variant] = StageLoader(model=section).check()
+    return found

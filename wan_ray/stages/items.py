@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_HEAD = ("name", "id", "row", "prompt", "attempt", "extra", "inputs", "seconds", "weights")
+_HEAD = ("name", "id", "row", "prompt", "attempt", "content", "extra", "inputs", "seconds", "weights")
 
 
 class Row(TypedDict):
@@ -47,7 +47,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One manifest row on its way. name and attempt are its record's; request is None when the row broke a rule.
+    """One manifest row on its way. name, attempt and content are its record's; request is None when it broke a rule.
 
     seconds: per stage so far. weights: fingerprints of the model parts used. tensors: what the next stage needs.
     inputs: which frames of its sources it shows, and where their pixels went.
@@ -59,6 +59,7 @@ class Item:
     request: ResolvedRequest | None
     prompt: str | None
     attempt: int = 1
+    content: str | None = None
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
     inputs: Mapping[str, JsonValue] = field(default_factory=dict)
     failure: Failure | None = None

@@ -51,10 +51,14 @@ class StageLoader:
         cache = self.model.cache_dir
         return [Adapter(path=stage_checkpoint(a.path, cache), scale=a.scale) for a in self.model.adapters]
 
-    def check(self) -> None:
-        """Raise CheckpointError when the weights lack a tensor or are another variant's; loads no weights."""
-        checkpoint = self.checkpoint()
-        check_variant(self.model.variant, checkpoint.check(self.adapters()))
+    def check(self) -> str:
+        """The DiT's fingerprint, adapters included; CheckpointError when the weights lack a tensor or are another's.
+
+        Loads no weights.
+        """
+        checkpoint, adapters = self.checkpoint(), self.adapters()
+        check_variant(self.model.variant, checkpoint.check(adapters))
+        return checkpoint.empty_dit(device=torch.device("cpu"), adapters=adapters)[1].fingerprint
 
     def encode(self) -> EncodeStage:
         """The text encoder's stage."""

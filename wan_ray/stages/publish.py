@@ -104,6 +104,7 @@ def make_record(item: Item, *, run_id: str, stored: StoredClip | None = None) ->
     return Record(
         name=item.name,
         attempt=item.attempt,
+        content=item.content,
         row=item.row,
         id=item.id,
         status="failed" if item.failure else "ok",

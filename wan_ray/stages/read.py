@@ -17,6 +17,7 @@ from wan_ray.request import (
     check_columns,
     choose_variant,
     content_id,
+    content_of,
     extra_values,
     id_of,
     parse_row,
@@ -45,6 +46,7 @@ def read_row(row: Mapping[str, object], config: RenderConfig, *, number: int | N
         row=number,
         request=request,
         prompt=parsed.request.prompt,
+        content=content_of(request),
         extra=parsed.extra,
     )
 
@@ -85,13 +87,14 @@ def refused(row: Mapping[str, object], number: int | None, error: RequestError) 
 
 @dataclass(kw_only=True)
 class Plan:
-    """What a manifest asks for. names: record name by row number, of all rows. refused: the rows that break a rule.
+    """What a manifest asks for. names, contents: of the records, by row number. refused: the rows that break a rule.
 
     bucket_of_row: by row number, the position in buckets counted from 1; 0 is a refused row. buckets count rows by
     shape, which is what work they are; warnings count what is allowed but unusual.
     """
 
     names: list[str] = field(default_factory=list)
+    contents: list[str | None] = field(default_factory=list)
     bucket_of_row: "array[int]" = field(default_factory=lambda: array("I"))
     refused: list[Item] = field(default_factory=list)
     buckets: Counter[Bucket] = field(default_factory=Counter)
@@ -115,6 +118,7 @@ def plan_manifest(config: RenderConfig, *, limit: int | None = None) -> Plan:
         if item.request is not None and item.id in first_row_of:
             item = refused(row, number, _repeats(row, first_row_of[item.id]))
         plan.names.append(item.name)
+        plan.contents.append(item.content)
         if item.request is None:
             plan.refused.append(item)
             plan.bucket_of_row.append(0)

@@ -16,6 +16,7 @@ class Claims:
         self._store = store
         self._run_id = run_id
         self._living: set[str] = set()
+        self._dead: set[str] = set()
         self._looked_at = float("-inf")
 
     def take(self, name: str, attempt: int) -> bool:
@@ -32,7 +33,7 @@ class Claims:
             owner = self._owner(key)
             if owner == self._run_id:
                 return True
-            if owner is None or owner in self._alive():
+            if owner is None or self._lives(owner):
                 return False
             turn += 1
 
@@ -47,10 +48,15 @@ class Claims:
         """run_id of the claim; None when it was dropped just now."""
         return self._store.get(key).decode() if self._store.exists(key) else None
 
-    def _alive(self) -> set[str]:
-        if time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
+    def _lives(self, run_id: str) -> bool:
+        """Only that a run lives is believed for a while: it may have begun since the last look."""
+        if run_id in self._dead:
+            return False
+        if run_id not in self._living or time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
             self._living, self._looked_at = living_runs(self._store), time.monotonic()
-        return self._living
+        if run_id not in self._living:
+            self._dead.add(run_id)
+        return run_id in self._living
 
 
 def _key(name: str, attempt: int, turn: int) -> str:

@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
@@ -18,6 +19,9 @@ from wan_ray.storage.paths import INDEX
 from wan_ray.storage.records import Record
 
 logger = logging.getLogger(__name__)
+
+# pyarrow makes these functions at import, where no type checker sees them: hence Any.
+pc: Any = pyarrow.compute
 
 _STAGES = ("encode", "denoise", "decode", "publish")
 _TEXTS = pa.map_(pa.string(), pa.string())
@@ -95,8 +99,10 @@ class IndexWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # A store that has just failed would be waited for once more; the next run indexes what is missing.
+        if kind is None or not issubclass(kind, StorageError):
+            self.close()
 
     def append(self, record: Record) -> None:
         """Adds one row. An extra without a column, or of another type, stays in the record only, and is logged."""
@@ -154,6 +160,15 @@ def indexed_clips(store: Store) -> dict[tuple[str, int], str | None]:
     table = _read_parts(store, columns=["record", "attempt", "clip"])
     names, attempts, clips = (table[name].to_pylist() for name in ("record", "attempt", "clip"))
     return {(name, attempt or 1): clip for name, attempt, clip in zip(names, attempts, clips, strict=True)}
+
+
+def rendered_with(store: Store) -> set[tuple[str, str, str]]:
+    """Variant, fingerprint of its DiT, and run_id, of all clips in the index."""
+    table = _read_parts(store, columns=["status", "variant", "weights", "run_id"])
+    table = table.filter(pc.equal(table["status"], "ok"))
+    weights = pc.map_lookup(table["weights"].cast(_TEXTS), pa.scalar("transformer"), "first")
+    kinds = pa.table({"variant": table["variant"], "weights": weights, "run_id": table["run_id"]})
+    return {tuple(kind.values()) for kind in kinds.group_by(kinds.column_names).aggregate([]).to_pylist()}
 
 
 def read_index(store: Store) -> pa.Table:

@@ -85,6 +85,10 @@ class RecordStore:
                 found[name] = max(attempt, found.get(name, 0))
         return found
 
+    def has(self, name: str, attempt: int) -> bool:
+        """Whether this attempt has its record."""
+        return self._store.exists(record_key(name, attempt))
+
     def commit(self, record: Record) -> bool:
         """True when this record now stands for its attempt; False when that had one already, which stays."""
         return self._store.create(record_key(record.name, record.attempt), record.model_dump_json(indent=1).encode())

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wan_ray.errors import StorageError
@@ -50,7 +50,8 @@ def alive(store: Store, run_id: str) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(_BEAT_S):
-            store.put(key, sign)
+            with suppress(StorageError):  # the run itself notices, and may still outlast it
+                store.put(key, sign)
 
     thread = threading.Thread(target=beat, name="wan-ray-alive", daemon=True)
     thread.start()
@@ -59,7 +60,8 @@ def alive(store: Store, run_id: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(timeout=_BEAT_S)
-        store.delete(key)
+        with suppress(StorageError):
+            store.delete(key)
 
 
 def living_runs(store: Store) -> set[str]:

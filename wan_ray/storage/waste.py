@@ -1,11 +1,12 @@
 """Waste: what runs that were cut short left in an output folder, and nobody needs."""
 
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from wan_ray.storage.blob import Entry, Store
-from wan_ray.storage.index import indexed_clips
+from wan_ray.storage.index import compact_index, indexed_clips
 from wan_ray.storage.paths import CLAIMS, CLIPS, INDEX, PROGRESS, RECORDS, RUNS, name_and_attempt
 from wan_ray.storage.records import RecordStore
 from wan_ray.storage.runs import living_runs
@@ -41,6 +42,14 @@ def find_waste(store: Store, *, older_than_s: float) -> list[Waste]:
         if why := _why(folder, entry, clips, latest, living):
             found.append(Waste(key=key, size_bytes=entry.size_bytes, why=why))
     return found
+
+
+def clear(store: Store, waste: Iterable[Waste]) -> None:
+    """Remove these files and, when no run is alive, merge the parts of the index into one."""
+    for one in waste:
+        store.delete(one.key)
+    if not living_runs(store):
+        compact_index(store, run_id=f"gc-{uuid.uuid4().hex[:8]}")
 
 
 def _why(folder: str, entry: Entry, clips: set[str], latest: dict[str, int], living: set[str]) -> str | None:

@@ -1,0 +1,173 @@
+"""The same command again: what failed, what changed, what was cut short, and what another run is at."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from wan_ray.cli import INTERRUPTED, INVALID, OK, SOME_FAILED, STOPPED, main
+from wan_ray.config import RenderConfig
+from wan_ray.replay import replay
+from wan_ray.storage.blob import Store
+from wan_ray.storage.claims import Claims
+from wan_ray.storage.index import read_index
+from wan_ray.storage.runs import alive, read_runs
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(290)]
+
+Write = Callable[[Path, list[dict[str, object]]], None]
+
+
+@pytest.fixture
+def render(debug_config: RenderConfig, tmp_path: Path, write_manifest: Write) -> Callable[..., int]:
+    """render(rows, *arguments): the exit code of the command."""
+
+    def run(rows: list[dict[str, object]], *arguments: str) -> int:
+        write_manifest(tmp_path / "manifest.parquet", rows)
+        (tmp_path / "config.yaml").write_text(debug_config.model_dump_json(exclude_none=True))
+        return main(["render", str(tmp_path / "config.yaml"), *arguments])
+
+    return run
+
+
+def records(folder: Path) -> dict[str, dict]:
+    return {file.stem: json.loads(file.read_text()) for file in (folder / "output/records").glob("*.json")}
+
+
+def test_failed_and_changed_rows_get_another_attempt_and_their_history_stays(
+    render: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"id": "kept", "prompt": "A road"}, {"id": "changes", "prompt": "A car"}]
+    assert render(rows) == OK
+    rows[1]["prompt"] = "A truck"
+    assert render(rows) == INVALID
+    assert "1 rows have a record and now ask for something else: 'changes'" in capsys.readouterr().err
+    assert set(records(tmp_path)) == {"kept", "changes"}
+    assert render(rows, "--changed", "rerender") == OK
+    found = records(tmp_path)
+    assert set(found) == {"kept", "changes", "changes~2"}
+    assert (found["changes"]["prompt"], found["changes~2"]["prompt"]) == ("A car", "A truck")
+    (now,) = [entry for entry in read_index(Store(tmp_path / "output")).to_pylist() if entry["id"] == "changes"]
+    assert (now["attempt"], now["clip"]) == (2, found["changes~2"]["clip"])
+    assert len(list((tmp_path / "output/clips").iterdir())) == 3
+    assert not list((tmp_path / "output/claims").iterdir())
+
+    for stem, record in found.items():
+        again = replay(str(tmp_path / "output/records" / f"{stem}.json"), out=tmp_path / "again.mp4")
+        assert again.same_bytes
+        assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "output" / record["clip"]).read_bytes()
+    other = tmp_path / "output/records/kept.json"
+    other.write_text(json.dumps({**json.loads(other.read_text()), "seed": 1}))
+    assert main(["replay", str(other)]) == SOME_FAILED
+    assert "frames differ" in capsys.readouterr().out
+
+
+def test_one_output_is_not_rendered_with_two_models(
+    render: Callable[..., int], debug_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"id": "one", "prompt": "A road"}]
+    assert render(rows) == OK
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(debug_checkpoint, moved)
+    shutil.copytree(debug_checkpoint, other)
+    file = other / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["head.head.bias"][0] += 1
+    save_file(tensors, file)
+    rows.append({"id": "two", "prompt": "A car"})
+    assert render(rows, f"model.checkpoint={other}") == INVALID
+    said = capsys.readouterr().err
+    assert "were rendered with other weights" in said and str(debug_checkpoint) in said
+    assert render(rows, f"model.checkpoint={moved}", "model.dtype=bfloat16") == INVALID
+    assert "model.dtype='auto', not 'bfloat16'" in capsys.readouterr().err
+    assert set(records(tmp_path)) == {"one"}
+    assert render(rows, f"model.checkpoint={moved}") == OK
+
+
+def test_limits_end_a_run_that_the_same_command_goes_on_with(
+    render: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"id": f"r{n}", "prompt": "A road"} for n in range(6)]
+    assert render(rows, "limits.deadline=2020-01-01T00:00:00Z") == STOPPED
+    assert "limits.deadline=2020-01-01T00:00:00+00:00 has come" in capsys.readouterr().err
+    done = len(records(tmp_path))
+    assert done < 6
+    assert render(rows) == OK
+    assert len(records(tmp_path)) == 6
+    assert [run["status"] for run in read_runs(Store(tmp_path / "output"))] == ["stopped", "finished"]
+
+
+DRIVER = """
+import sys
+import ray
+ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+from wan_ray.cli import main
+sys.exit(main(["render", sys.argv[1]]))
+"""
+
+
+def test_two_runs_at_once_share_the_rows_and_one_that_is_killed_leaves_its_to_the_other(
+    debug_config: RenderConfig, tmp_path: Path, write_manifest: Write, eventually: Callable[..., bool]
+) -> None:
+    rows = [{"id": f"r{n:02d}", "prompt": f"A road, take {n}", "num_inference_steps": 40} for n in range(12)]
+    write_manifest(tmp_path / "manifest.parquet", rows)
+    file = tmp_path / "config.yaml"
+    file.write_text(debug_config.model_dump_json(exclude_none=True))
+    runs = [
+        subprocess.Popen([sys.executable, "-c", DRIVER, str(file)], stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    try:
+        assert eventually(lambda: len({r["run_id"] for r in records(tmp_path).values()}) == 3, within_s=120)
+        os.kill(runs[0].pid, signal.SIGKILL)
+        os.kill(runs[1].pid, signal.SIGTERM)
+        said = [run.communicate(timeout=200)[1] for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [-signal.SIGKILL, INTERRUPTED, OK], said
+    found = records(tmp_path)
+    assert sorted(found) == [row["id"] for row in rows]
+    assert sorted(read_index(Store(tmp_path / "output"))["id"].to_pylist()) == sorted(found)
+    # The killed run may have stored a clip without its record.
+    assert len(list((tmp_path / "output/clips").iterdir())) - len(rows) <= 1
+    assert main(["gc", str(tmp_path / "output"), "--older-than", "0"]) == OK
+    assert sorted(p.name for p in (tmp_path / "output/clips").iterdir()) == sorted(
+        Path(record["clip"]).name for record in found.values()
+    )
+    assert not [p.name for p in (tmp_path / "output/claims").iterdir()]
+    assert not list((tmp_path / "output").glob("progress/*"))
+
+
+def test_a_run_waits_for_rows_that_another_has_and_takes_them_when_it_dies(
+    render: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "output")
+    ended = threading.Event()
+
+    def other_run() -> None:
+        with alive(store, "another"):
+            Claims(store, "another").take("r1", 1)
+            started.set()
+            ended.wait(60)
+
+    started = threading.Event()
+    other = threading.Thread(target=other_run)
+    other.start()
+    started.wait(10)
+    watch = threading.Timer(25, ended.set)
+    watch.start()
+    begun = time.monotonic()
+    assert render([{"id": "r0", "prompt": "A road"}, {"id": "r1", "prompt": "A car"}]) == OK
+    assert ended.is_set() and time.monotonic() - begun > 20
+    other.join()
+    assert "waiting for another run over this output, which works on the last 1 rows" in capfd.readouterr().err
+    assert set(records(tmp_path)) == {"r0", "r1"}
