@@ -52,7 +52,7 @@ def run(world_size: int, program: Program, *, timeout_s: float) -> list:
 def _serve(program: Program, rank: int, address: str, sender: "multiprocessing.connection.Connection") -> None:
     try:
         sender.send(program(rank, address))
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (whatever it was, the other ranks wait for this one)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

@@ -21,7 +21,8 @@ from wan_ray.parallel.process_group import Groups
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-# Tokens a rank holds at least, pad included: products of very few rows take another kernel on CPUs, and round otherwise.
+# Tokens a rank holds at least, pad included: products of very few rows take another kernel on CPUs, and round
+# otherwise.
 _FEWEST_TOKENS = 8
 
 
