@@ -14,23 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from wan_ray.model.attention import attend
+from wan_ray.model.attention import FEWEST_ROWS, attend
 from wan_ray.parallel.process_group import Groups
 
 # From a rank's q, k, v [B, N, H, D] and how many of all ranks' tokens are real: what its tokens attended to.
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-# Tokens a rank holds at least, pad included: products of very few rows take another kernel on CPUs, and round
-# otherwise.
-_FEWEST_TOKENS = 8
-
-
 @dataclass(frozen=True, kw_only=True)
 class SequenceParallel:
     """How the tokens of one clip lie on the ranks of a sequence group: equal runs, in the order of the ranks.
 
-    The last runs are filled up with pad, which no token attends to.
+    The last runs are filled up with pad, which no token attends to. A run has FEWEST_ROWS at least: so a token's result
+    does not depend on how many ranks there are, if the clip has as many tokens.
     """
 
     groups: Groups
@@ -40,7 +36,7 @@ class SequenceParallel:
 
     def shard(self, tokens: Tensor, *, dim: int) -> Tensor:
         """This rank's run of all tokens."""
-        length = max(-(-self.num_tokens // self.groups.degrees.sequence), _FEWEST_TOKENS)
+        length = max(-(-self.num_tokens // self.groups.degrees.sequence), FEWEST_ROWS)
         first = min(self.groups.sequence_rank * length, self.num_tokens)
         held = tokens.narrow(dim, first, min(length, self.num_tokens - first))
         lacking = length - held.shape[dim]
