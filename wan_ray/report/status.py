@@ -1,4 +1,4 @@
-"""Status: how far an output folder is, also while a run writes to it, by its index and run.json. No record is read."""
+"""Status: how far an output folder is, also while a run writes to it, by its index and runs. No record is read."""
 
 import json
 import re
