@@ -45,6 +45,10 @@ def _some(value: list[Any]) -> list[Any]:
     return value
 
 
+def _none_if_empty(value: list[Any] | None) -> list[Any] | None:
+    return value or None
+
+
 Box = Annotated[tuple[Number, Number, Number, Number], BeforeValidator(_four_numbers), AfterValidator(_right_way_round)]
 Level = Annotated[Count, Field(ge=0, le=255)]
 Color = Annotated[tuple[Level, Level, Level], BeforeValidator(_three_levels)]
@@ -60,7 +64,7 @@ class _Mode(BaseModel):
     needs: ClassVar[tuple[str, ...]] = ("control_video",)
     takes: ClassVar[tuple[str, ...]] = ("reference_images",)
 
-    reference_masks: list[Media] | None = None
+    reference_masks: Annotated[list[Media] | None, AfterValidator(_none_if_empty)] = None
 
     def broken_rules(self, given: Collection[str]) -> list[str]:
         """What is wrong between these options and the row's fields, of which `given` are not empty."""
@@ -183,7 +187,7 @@ class BoxesMode(_Mode):
 
     mode: Literal["boxes"]
     paths: Annotated[list[Boxes], AfterValidator(_some)]
-    colors: list[Color] | None = None
+    colors: Annotated[list[Color] | None, AfterValidator(_none_if_empty)] = None
 
     def broken_rules(self, given: Collection[str]) -> list[str]:
         if self.colors is not None and len(self.colors) != len(self.paths):
@@ -218,6 +222,8 @@ def parse_vace(value: object) -> VaceMode | None:
     if value is None or isinstance(value, VaceMode):
         return value
     fields = map_of_pairs(plain_throughout(_from_json(value) if isinstance(value, str) else value))
+    if fields is None:
+        return None
     if not isinstance(fields, dict):
         raise ValueError(f'{shown(value)} is no object; write one such as {{"mode": "outpaint", "ratio": 0.25}}')
     if not fields:
@@ -241,7 +247,7 @@ def parse_vace(value: object) -> VaceMode | None:
 
 def _from_json(text: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text) if text.strip() else None
     except ValueError as error:
         raise ValueError(f"{shown(text)} is not JSON: {error}; write an object with a mode") from None
 
@@ -253,7 +259,7 @@ def inferred_mode(given: Collection[str]) -> VaceMode:
 
 def media_of(mode: VaceMode) -> Mapping[str, str | bytes | list[str | bytes]]:
     """The sources that stand in the options themselves, by name."""
-    return mode.model_dump(include=set(_OWN_MEDIA), exclude_none=True)
+    return {name: source for name, source in mode.model_dump(include=set(_OWN_MEDIA)).items() if source}
 
 
 def options_of(mode: VaceMode) -> dict[str, JsonValue]:
