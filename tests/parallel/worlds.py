@@ -10,7 +10,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -32,16 +35,8 @@ def run(world_size: int, program: Program, *, timeout_s: float) -> list:
     ]
     for rank in ranks:
         rank.start()
-    for _, sender in pipes:
-        sender.close()
-    deadline = time.monotonic() + timeout_s
     try:
-        results = []
-        for rank, (receiver, _) in enumerate(pipes):
-            if not receiver.poll(max(0.0, deadline - time.monotonic())):
-                raise TimeoutError(f"rank {rank} of {world_size} said nothing for {timeout_s} s")
-            results.append(receiver.recv())
-        return results
+        return _gathered([receiver for receiver, _ in pipes], ranks, timeout_s)
     finally:
         for process in ranks:
             process.kill()
@@ -49,7 +44,31 @@ def run(world_size: int, program: Program, *, timeout_s: float) -> list:
         reservation.close()
 
 
-def _serve(program: Program, rank: int, address: str, sender: "multiprocessing.connection.Connection") -> None:
+def _gathered(receivers: list[Connection], ranks: list[ForkProcess], timeout_s: float) -> list:
+    results: dict[int, object] = {}
+    deadline = time.monotonic() + timeout_s
+    while len(results) < len(ranks):
+        missing = [rank for rank in range(len(ranks)) if rank not in results]
+        sources = [source for rank in missing for source in (receivers[rank], ranks[rank].sentinel)]
+        if not wait(sources, timeout=max(0.0, deadline - time.monotonic())):
+            raise TimeoutError(f"ranks {missing} of {len(ranks)} said nothing for {timeout_s} s")
+        for rank in missing:
+            ended = ranks[rank].exitcode  # before the pipe: what it sent, it sent before it ended
+            if receivers[rank].poll():
+                results[rank] = receivers[rank].recv()
+            elif ended == 0:
+                results[rank] = None
+            elif ended is not None:
+                raise RuntimeError(f"rank {rank} of {len(ranks)} ended with {ended}; what it raised is above")
+    return [results[rank] for rank in range(len(ranks))]
+
+
+def vanish() -> NoReturn:
+    """End this rank where it is, as if its process had been killed; its result is None."""
+    os._exit(0)
+
+
+def _serve(program: Program, rank: int, address: str, sender: Connection) -> None:
     try:
         sender.send(program(rank, address))
     except BaseException:  # noqa: BLE001  (whatever it was, the other ranks wait for this one)
