@@ -46,7 +46,12 @@ def write_dit(folder: Path, kind: Kind, **sizes: int) -> Checkpoint:
 
 
 def make_item(
-    task: str, *, size: tuple[int, int, int] = (64, 64, 5), num_references: int = 0, **fields: object
+    task: str,
+    *,
+    size: tuple[int, int, int] = (64, 64, 5),
+    num_references: int = 0,
+    text_dim: int = 4096,
+    **fields: object,
 ) -> Item:
     """An encoded item, of 75 tokens unless a size is given."""
     width, height, num_frames = size
@@ -78,14 +83,14 @@ def make_item(
         row=0,
         request=request,
         prompt=request.prompt,
-        tensors=_conditions(request, num_references),
+        tensors=_conditions(request, num_references, text_dim),
     )
 
 
-def _conditions(request: ResolvedRequest, num_references: int) -> dict[str, Tensor]:
+def _conditions(request: ResolvedRequest, num_references: int, text_dim: int) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(5)
     _, *grid = latent_shape(request, num_references=num_references)
-    shapes: dict[str, tuple[int, ...]] = {"context": (9, 4096), "negative_context": (6, 4096)}
+    shapes: dict[str, tuple[int, ...]] = {"context": (9, text_dim), "negative_context": (6, text_dim)}
     if request.task in ("i2v", "flf2v"):
         shapes |= {"image_features": (257 if request.task == "i2v" else 514, 1280), "condition": (20, *grid)}
     if request.task == "vace":
