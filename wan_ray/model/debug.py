@@ -88,7 +88,7 @@ def write_debug_checkpoint(
     _save_sharded(
         _random(kind, {k: v.shape for k, v in dit.state_dict().items()}, seed, torch.float32), out, num_shards
     )
-    (out / "config.json").write_text(json.dumps(_released_config(kind, sizes.dit), indent=2))
+    (out / "config.json").write_text(json.dumps(released_config(kind, sizes.dit), indent=2))
     with as_file(files("wan_ray.model") / "debug_tokenizer") as tokenizer:
         copytree(tokenizer, out / TOKENIZER_FOLDER, dirs_exist_ok=True)
 
@@ -142,7 +142,8 @@ def _save_sharded(tensors: dict[str, Tensor], out: Path, num_shards: int) -> Non
     (out / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _released_config(kind: Kind, dit: DiTArchitecture) -> dict[str, object]:
+def released_config(kind: Kind, dit: DiTArchitecture) -> dict[str, object]:
+    """What a release's config.json says of a denoiser of these sizes."""
     vace = {"vace_layers": dit.vace_layers, "vace_in_dim": dit.vace_in_channels} if kind == "vace" else {}
     return {
         "_class_name": "VaceWanModel" if kind == "vace" else "WanModel",

@@ -1,0 +1,153 @@
+"""The demo model's training from drawing to figures, in stages that each go on where they stopped.
+
+All that a run makes lies in one folder: states (*.pt), the drawn corpus, latents, sheets (*.png), the checkpoint in
+released layout, and figures.json.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from wan_ray.demo.checkpoint import write_checkpoint
+from wan_ray.demo.dit_training import ARCHITECTURE as DIT_ARCHITECTURE
+from wan_ray.demo.dit_training import DitPlan, Trainer
+from wan_ray.demo.examples import encoded
+from wan_ray.demo.judging import adherence, reconstruction, write_sheet
+from wan_ray.demo.scenes import NUM_FRAMES
+from wan_ray.demo.tokens import write_tokenizer
+from wan_ray.demo.vae_training import ARCHITECTURE as VAE_ARCHITECTURE
+from wan_ray.demo.vae_training import VaePlan, VaeTrainer, draw_corpus
+from wan_ray.model.checkpoint import find_checkpoint
+from wan_ray.model.text_encoder import load_tokenizer
+from wan_ray.model.vae import VAEArchitecture, WanVAE
+from wan_ray.variants import DiTArchitecture
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPlan:
+    """The numbers of a whole training: steps, and how much is drawn for the VAE and as latents."""
+
+    vae: VaePlan
+    dit: DitPlan
+    num_drawn: int
+    num_frame_latents: int
+    num_clip_latents: int
+    vae_architecture: VAEArchitecture = VAE_ARCHITECTURE
+    dit_architecture: DiTArchitecture = DIT_ARCHITECTURE
+
+
+class Training:
+    """One folder's training; every stage trains what is missing before it, so any may be asked for first."""
+
+    def __init__(self, folder: Path, plan: DemoPlan, *, device: torch.device, sheet_every_s: float = 480) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.plan = plan
+        self.device = device
+        self.sheet_every_s = sheet_every_s
+
+    def train_vae(self) -> None:
+        """The VAE, after which latents stay as they are."""
+        _ = self._vae_trainer
+
+    def train_decoder(self) -> WanVAE:
+        """The VAE's decoder on, and the VAE with it."""
+        trainer = self._vae_trainer
+        trainer.train_decoder(self.folder / "decoder.pt", on_save=lambda: self._look_at(trainer.vae))
+        self._look_at(trainer.vae)
+        return trainer.vae
+
+    def encode_latents(self) -> None:
+        """What the DiT is trained on; may run beside train_decoder()."""
+        _ = self._dit_trainer
+
+    def train_dit(self) -> Trainer:
+        """Text encoder and DiT; may run beside train_decoder(), whose latest state its sheets are decoded with."""
+        trainer = self._dit_trainer
+        trainer.train(self.folder / "dit.pt", on_save=lambda: self._sheet(trainer), save_every_s=self.sheet_every_s)
+        return trainer
+
+    def write(self, out: Path) -> None:
+        """The checkpoint of what is trained, all of it trained first."""
+        write_checkpoint(out, self.train_dit().average, self.train_decoder())
+
+    def judge(self, *, num_prompts: int = 40, num_clips: int = 16) -> Mapping[str, object]:
+        """Figures of the written checkpoint, which figures.json has too, and sheets of what was judged."""
+        checkpoint = self.folder / "checkpoint"
+        self.write(checkpoint)
+        vae, _ = find_checkpoint(checkpoint).load_vae(device=self.device)
+        rebuilt = reconstruction(vae, num_clips=num_clips, device=self.device)
+        shown = adherence(checkpoint, num_prompts=num_prompts, device=self.device.type)
+        write_sheet(self.folder / "reconstruction.png", rebuilt.entries)
+        write_sheet(self.folder / "adherence.png", shown.entries)
+        figures = {
+            "psnr": rebuilt.psnr,
+            "psnr_per_frame": rebuilt.psnr_per_frame,
+            "adherence": shown.own,
+            "adherence_by_chance": shown.chance,
+            "num_prompts": num_prompts,
+            "num_clips": num_clips,
+        }
+        (self.folder / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        return figures
+
+    @cached_property
+    def _vae_trainer(self) -> VaeTrainer:
+        plan = self.plan
+        corpus = draw_corpus(self.folder / "clips.npy", num_clips=plan.num_drawn, seed=plan.vae.seed)
+        trainer = VaeTrainer(corpus, plan=plan.vae, architecture=plan.vae_architecture, device=self.device)
+        trainer.train(self.folder / "vae.pt", on_save=lambda: self._look_at(trainer.vae))
+        return trainer
+
+    @cached_property
+    def _dit_trainer(self) -> Trainer:
+        plan = self.plan
+        tokenizer = load_tokenizer(write_tokenizer(self.folder / "tokenizer"))
+        vae, seed = self._vae_trainer.vae, plan.dit.seed
+        frames = encoded(
+            self.folder / "frames.pt", vae, num=plan.num_frame_latents, num_frames=1, seed=seed + 1, device=self.device
+        )
+        clips = encoded(
+            self.folder / "latents.pt",
+            vae,
+            num=plan.num_clip_latents,
+            num_frames=NUM_FRAMES,
+            seed=seed + 2,
+            device=self.device,
+        )
+        return Trainer(tokenizer, frames, clips, plan=plan.dit, architecture=plan.dit_architecture)
+
+    def _look_at(self, vae: WanVAE) -> None:
+        """Log how well held-out clips come back, and draw them."""
+        rebuilt = reconstruction(vae, num_clips=3, device=self.device)
+        first, last = rebuilt.psnr_per_frame[0], rebuilt.psnr_per_frame[-1]
+        logger.info("reconstruction psnr=%.2f first_frame=%.2f last_frame=%.2f", rebuilt.psnr, first, last)
+        write_sheet(self.folder / "vae.png", rebuilt.entries)
+
+    def _sheet(self, trainer: Trainer) -> None:
+        """Render a few held-out prompts in few steps with what there is."""
+        decoder, vae = self.folder / "decoder.pt", self._vae_trainer.vae
+        if decoder.exists():
+            vae.load_state_dict(torch.load(decoder, weights_only=True, map_location=self.device)["parts"]["vae"])
+        write_checkpoint(self.folder / "sketch", trainer.average, vae)
+        shown = adherence(self.folder / "sketch", num_prompts=6, num_inference_steps=12, device=self.device.type)
+        logger.info("adherence over 6 prompts %s", shown.own)
+        write_sheet(self.folder / "dit.png", shown.entries)
+
+
+def stages(training: Training) -> dict[str, Callable[[], object]]:
+    """By name, in order; the last does all that is left."""
+    return {
+        "vae": training.train_vae,
+        "latents": training.encode_latents,
+        "decoder": training.train_decoder,
+        "dit": training.train_dit,
+        "judge": training.judge,
+    }
