@@ -62,3 +62,9 @@ def test_what_became_of_items_is_told(tell):
     assert "lost the worker that had to decode id=b\n" in said
     assert "failed to encode id=c error=no such image\n" in said
     assert "denoised id=d seconds=2.50\n" in said
+
+
+def test_whom_a_run_waits_for_is_told():
+    stream = io.StringIO()
+    Display(stream).waiting(2)
+    assert "waiting for another run over this output, which works on the last 2 rows" in stream.getvalue()

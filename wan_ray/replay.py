@@ -72,7 +72,12 @@ def replay(place: str, overrides: Sequence[str] = (), *, out: Path | None = None
         out.write_bytes(item.clip.data)
     first = store.get(record.clip)
     psnr_db = _psnr_db(_frames(item.clip.data, item.clip.suffix), _frames(first, item.clip.suffix))
-    differences = [*_differences(record.weights, item.weights), *_differences(record.versions, package_versions())]
+    compared = (
+        (record.weights, item.weights),
+        (record.rendered_on, item.rendered_on),
+        (record.versions, package_versions()),
+    )
+    differences = [told for then, now in compared for told in _differences(then, now)]
     return Replay(
         id=record.id,
         same_bytes=hashlib.sha256(item.clip.data).hexdigest() == record.sha256,

@@ -1,11 +1,15 @@
 """What operators do for each row, whatever their stage."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 import ray
+import torch
 from ray import cloudpickle
 from ray.util.placement_group import placement_group
 
@@ -13,9 +17,11 @@ from wan_ray.config import GangSection, ModelSection, RenderConfig, StagesSectio
 from wan_ray.errors import RunStoppedError
 from wan_ray.graph.board import Board, BoardHandle
 from wan_ray.graph.leader import Denoise
-from wan_ray.graph.operator import Stage, Worker
+from wan_ray.graph.operator import Stage, Worker, attempted
 from wan_ray.graph.placement import group_name, sweep_groups
 from wan_ray.stages.items import Item, Row
+from wan_ray.stages.loader import StageLoader
+from wan_ray.stages.read import read_row
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(120)]
 
@@ -97,3 +103,30 @@ def test_a_gang_beyond_the_least_number_lets_the_other_stages_go_first(
 def state_of(group: str) -> str:
     states = [entry["state"] for entry in ray.util.placement_group_table().values() if entry["name"] == group]
     return "CREATED" if "CREATED" in states else "NONE"
+
+
+def test_what_fails_once_through_no_fault_of_the_row_is_tried_again_and_no_more(
+    debug_config: RenderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder is a program that ends with an error as often as there are files in a folder, and takes one each."""
+    real, folder = imageio_ffmpeg.get_ffmpeg_exe(), tmp_path / "failures"
+    folder.mkdir()
+    program = tmp_path / "ffmpeg"
+    program.write_text(
+        f'#!/bin/sh\nf=$(ls {folder} | head -1)\n[ -z "$f" ] && exec {real} "$@"\nrm {folder}/$f; exit 1\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    decode = StageLoader(model=debug_config.model).decode()
+    item = read_row({"id": "a", "prompt": "A road"}, debug_config)
+    item = dataclasses.replace(item, tensors={"latents": torch.zeros(16, 2, 6, 8)})
+
+    def after(num_failures: int) -> Item:
+        for number in range(num_failures):
+            (folder / str(number)).touch()
+        return Item.from_row(attempted("decode", item, lambda: decode(item).to_row()))
+
+    assert after(1).failure is None
+    failed = after(3)
+    assert failed.failure is not None and failed.failure.type == "StageError"
+    assert len(list(folder.iterdir())) == 1

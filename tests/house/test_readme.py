@@ -33,7 +33,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], folder: Path) -> str:
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(folder)}
+    # A Ray of its own: the session's cluster, or a stranger's, is no user's.
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local", "PYTHONPATH": str(folder)}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
     )

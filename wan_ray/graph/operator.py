@@ -5,6 +5,7 @@ The operator of the denoise stage leads a gang: leader.py.
 
 import logging
 import time
+import traceback
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from wan_ray.storage.claims import Claims
 from wan_ray.storage.manifest import Manifest
 from wan_ray.storage.paths import progress_key
 from wan_ray.storage.records import Record, RecordStore
+from wan_ray.wording import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +95,21 @@ def attempted(stage: str, item: Item, run: Callable[[], Row]) -> Row:
         raise
     except _ONCE as error:
         failure: Exception = error
-    except Exception:
-        logger.exception("%s failed, trying once more request_id=%s", stage, item.id)
+    except Exception as error:
+        logger.warning("%s failed, trying once more request_id=%s\n%s", stage, item.id, _told(error))
         try:
             return run()
         except (ClipStoppedError, RunStoppedError):
             raise
         except Exception as error:
             failure = error
-    logger.error("%s failed request_id=%s", stage, item.id, exc_info=failure)
+    logger.error("%s failed request_id=%s\n%s", stage, item.id, _told(failure))
     return item.failed(stage, failure).to_row()
+
+
+def _told(error: Exception) -> str:
+    """Its traceback. Other packages name URLs with all that is in them."""
+    return without_secrets("".join(traceback.format_exception(error)))
 
 
 def without_tensors(row: Row) -> Item:
@@ -195,8 +202,9 @@ def as_result(row: UserRow, *, run_id: str) -> UserRow:
         item = Item.from_row(cast(Row, row))
         record = make_record(item, run_id=run_id)
         clip = item.clip.data if item.clip else None
-    fields = record.model_dump(exclude={"name", "row", "extra", "inputs", "seconds", "labels", "weights", "versions"})
-    texts = {name: getattr(record, name) or None for name in ("labels", "inputs", "weights", "versions")}
+    maps = ("labels", "inputs", "weights", "rendered_on", "versions")
+    fields = record.model_dump(exclude={"name", "row", "extra", "seconds", *maps})
+    texts = {name: getattr(record, name) or None for name in maps}
     seconds = {f"seconds_{name}": record.seconds.get(name) for name in ("encode", "denoise", "decode")}
     return {**record.extra, **fields, **texts, **seconds, "clip_bytes": clip}
 

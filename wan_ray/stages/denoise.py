@@ -1,5 +1,6 @@
 """Denoise: noise drawn from the row's seed becomes clean latents under its text, on one device or on a gang's ranks."""
 
+import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from wan_ray.degrees import Degrees
 from wan_ray.model.attention import WHOLE, Layout
 from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.dit import PATCH, DiT
@@ -118,8 +120,21 @@ class DenoiseStage:
                 ),
                 resume=progress,
             )
-        weights = {**item.weights, "transformer": self.fingerprint}
-        return replace(item, tensors={"latents": latents[0, :, num_references:].cpu()}, weights=weights)
+        return replace(
+            item,
+            tensors={"latents": latents[0, :, num_references:].cpu()},
+            weights={**item.weights, "transformer": self.fingerprint},
+            rendered_on=self._rendered_on(),
+        )
+
+    def _rendered_on(self) -> dict[str, str]:
+        """What may round differently elsewhere."""
+        device, groups = self._place.device, self._place.groups
+        return {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            "dtype": str(self.model.get_parameter("blocks.0.self_attn.q.weight").dtype).removeprefix("torch."),
+            "layout": str(groups.degrees if groups else Degrees()),
+        }
 
     def _layout(self, noise_BCTHW: Tensor) -> Layout:
         groups, attention = self._place.groups, self._place.attention

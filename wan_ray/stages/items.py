@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_HEAD = ("name", "id", "row", "prompt", "attempt", "content", "extra", "inputs", "seconds", "weights")
+_HEAD = ("name", "id", "row", "prompt", "attempt", "content", "extra", "inputs", "seconds", "weights", "rendered_on")
 
 
 class Row(TypedDict):
@@ -49,7 +49,8 @@ class Clip:
 class Item:
     """One manifest row on its way. name, attempt and content are its record's; request is None when it broke a rule.
 
-    seconds: per stage so far. weights: fingerprints of the model parts used. tensors: what the next stage needs.
+    seconds: per stage so far. weights: fingerprints of the model parts used. rendered_on: the DiT's device, dtype and
+    layout of ranks. tensors: what the next stage needs.
     inputs: which frames of its sources it shows, and where their pixels went.
     """
 
@@ -65,6 +66,7 @@ class Item:
     failure: Failure | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
+    rendered_on: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, "Tensor"] = field(default_factory=dict)
     clip: Clip | None = None
 

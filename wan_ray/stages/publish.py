@@ -112,6 +112,7 @@ def make_record(item: Item, *, run_id: str, stored: StoredClip | None = None) ->
         extra=dict(item.extra),
         seconds=dict(item.seconds),
         weights=dict(item.weights),
+        rendered_on=dict(item.rendered_on),
         versions=package_versions(),
         run_id=run_id,
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),

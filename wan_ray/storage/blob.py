@@ -224,7 +224,7 @@ class _RemoteFiles:
         return True
 
     def get(self, key: str) -> bytes:
-        return self._filesystem.cat_file(self._path(key))
+        return cast(bytes, self._filesystem.cat_file(self._path(key)))
 
     def open(self, key: str) -> BinaryIO:
         return cast(BinaryIO, self._filesystem.open(self._path(key), "rb"))

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 pc: Any = pyarrow.compute
 
 _STAGES = ("encode", "denoise", "decode", "publish")
+_MAPS = ("labels", "weights", "rendered_on", "versions")
 _TEXTS = pa.map_(pa.string(), pa.string())
 _FIXED = pa.schema(
     {
@@ -59,6 +60,7 @@ _FIXED = pa.schema(
         "size_bytes": pa.int64(),
         **{f"seconds_{stage}": pa.float64() for stage in _STAGES},
         "weights": _TEXTS,
+        "rendered_on": _TEXTS,
         "versions": _TEXTS,
         "variant": pa.string(),
         "run_id": pa.string(),
@@ -252,11 +254,11 @@ def _columns_of_extras(extra_columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fixed_values(record: Record) -> dict[str, object]:
-    values = record.model_dump(exclude={"name", "extra", "inputs", "seconds", "labels", "weights", "versions"})
+    values = record.model_dump(exclude={"name", "extra", "inputs", "seconds", *_MAPS})
     for name, value in (("inputs", record.inputs), ("vace", record.vace)):
         values[name] = json.dumps(value, ensure_ascii=False) if value else None
     seconds = {f"seconds_{stage}": record.seconds.get(stage) for stage in _STAGES}
-    maps = {"labels": record.labels, "weights": record.weights, "versions": record.versions}
+    maps: dict[str, dict[str, str]] = {name: getattr(record, name) for name in _MAPS}
     return {"record": record.name, **values, **seconds, **{name: list(map.items()) for name, map in maps.items()}}
 
 

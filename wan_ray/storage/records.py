@@ -21,9 +21,10 @@ class Record(BaseModel):
 
     name is the row's, attempt counts its records from 1: a later one replaces those before it, which stay as history.
     content is a hash of the resolved request, to tell when a row changed. row is the manifest's row number, clip a path
-    relative to the output folder, seconds go by stage, weights by part of the model (fingerprints), created_at is ISO
-    8601 in UTC. extra holds the manifest's other columns; NaN in it is written as null, for JSON has no NaN. inputs
-    says which frames of its sources a clip shows and where their pixels went.
+    relative to the output folder, seconds go by stage, weights by part of the model (fingerprints), rendered_on names
+    the DiT's device, dtype and layout of ranks, created_at is ISO 8601 in UTC. extra holds the manifest's other
+    columns; NaN in it is written as null, for JSON has no NaN. inputs says which frames of its sources a clip shows and
+    where their pixels went.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +62,7 @@ class Record(BaseModel):
     size_bytes: int | None = None
     seconds: dict[str, float] = {}
     weights: dict[str, str] = {}
+    rendered_on: dict[str, str] = {}
     versions: dict[str, str] = {}
     variant: str | None = None
     run_id: str
