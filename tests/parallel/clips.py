@@ -48,7 +48,7 @@ def write_dit(folder: Path, kind: Kind, **sizes: int) -> Checkpoint:
 def make_item(
     task: str,
     *,
-    size: tuple[int, int, int] = (64, 64, 5),
+    size: Size = (80, 80, 9),
     num_references: int = 0,
     text_dim: int = 4096,
     **fields: object,

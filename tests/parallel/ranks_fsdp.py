@@ -18,6 +18,7 @@ from wan_ray.model.checkpoint import find_checkpoint
 from wan_ray.model.debug import write_debug_checkpoint
 from wan_ray.model.text_encoder import encode_prompt
 from wan_ray.parallel.fsdp import load_sharded_text_encoder
+from wan_ray.parallel.offload import Offload
 from wan_ray.parallel.process_group import open_groups
 from wan_ray.stages.denoise import DenoiseStage
 from wan_ray.stages.items import Item
@@ -121,8 +122,17 @@ def memory(rank: int, address: str) -> dict[str, object]:
         return {"loading": loading, "peak": memory.peak, "held": held, "whole": whole, "blocks": gathered.most}
 
 
+def offloaded(offload: Offload) -> dict[str, bool]:
+    """In one process: whether each kind of model gives the same bits from host memory."""
+    found = {kind: load(checkpoint, offload=offload)(ITEMS[kind]) for kind, checkpoint in CHECKPOINTS.items()}
+    return {kind: torch.equal(item.tensors["latents"], WANTED[kind]) for kind, item in found.items()}
+
+
 def main() -> None:
-    results: dict[str, object] = {"memory": worlds.run(2, memory, timeout_s=90)}
+    results: dict[str, object] = {
+        "memory": worlds.run(2, memory, timeout_s=90),
+        "offload": {offload: offloaded(offload) for offload in ("model", "blocks")},
+    }
     for cfg, ulysses, ring in LAYOUTS:
         degrees = Degrees(cfg=cfg, ulysses=ulysses, ring=ring)
         results[f"{cfg} {ulysses} {ring}"] = worlds.run(degrees.world_size, partial(shares, degrees), timeout_s=120)

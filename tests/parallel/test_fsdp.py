@@ -49,3 +49,8 @@ def test_no_rank_ever_holds_all_weights_neither_loading_nor_running(report):
         assert rank["loading"] < rank["held"] + one_block
         assert rank["held"] < rank["peak"] < rank["whole"]
         assert rank["blocks"] == 1
+
+
+@pytest.mark.parametrize("offload", ["model", "blocks"])
+def test_weights_in_host_memory_give_the_same_bits(report, offload):
+    assert report["offload"][offload] == dict.fromkeys(KINDS, True)
