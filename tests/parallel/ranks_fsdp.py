@@ -30,7 +30,7 @@ IDS = [5, 17, 42, 1]
 
 CHECKPOINTS = {kind: write_dit(FOLDER / kind, kind) for kind in ("t2v", "flf2v", "vace")}
 ITEMS: dict[str, Item] = {kind: make_item(kind) for kind in CHECKPOINTS}
-LARGE = write_dit(FOLDER / "large", "t2v", dim=256, ffn_dim=2048, num_layers=LARGE_BLOCKS, text_dim=64)
+LARGE = write_dit(FOLDER / "large", "t2v", dim=192, ffn_dim=2048, num_layers=LARGE_BLOCKS, text_dim=64)
 LARGE_ITEM = make_item("t2v", text_dim=64, num_inference_steps=1, guidance_scale=1.0)
 write_debug_checkpoint(FOLDER / "whole")
 TEXT_ENCODER = find_checkpoint(FOLDER / "whole")
@@ -48,7 +48,7 @@ TEXT = encode_prompt(TEXT_ENCODER.load_text_encoder(dtype=torch.float32, device=
 class Memory(TorchDispatchMode):
     """Bytes of the tensors that come into being while it is entered and are there at the same time, at most.
 
-    Counted before each operation; weights that lie in a mapped file come from none.
+    Counted when one is made; weights that lie in a mapped file come from none.
     """
 
     def __init__(self) -> None:
@@ -59,8 +59,9 @@ class Memory(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         given = {id(storage) for storage in storages((args, kwargs))}
         out = operation(*args, **(kwargs or {}))
-        self._made.update(storage for storage in storages(out) if id(storage) not in given)
-        self.peak = max(self.peak, sum(storage.nbytes() for storage in self._made))
+        if made := [storage for storage in storages(out) if id(storage) not in given]:
+            self._made.update(made)
+            self.peak = max(self.peak, sum(storage.nbytes() for storage in self._made))
         return out
 
 
