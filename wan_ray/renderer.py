@@ -1,10 +1,12 @@
 """Renderer: the whole path in one process, without Ray: for library use, GPU benchmarks, and as the reference."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+from pydantic import JsonValue
 from torch import Tensor
 
 from wan_ray.config import Device, DType, ModelSection
@@ -20,11 +22,15 @@ from wan_ray.variants import get_variant
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """frames: uint8 [F, H, W, 3]. latents: float32 [16, T, h, w]. request: with what defaults and sources decide."""
+    """frames: uint8 [F, H, W, 3]. latents: float32 [16, T, h, w]. request: with what defaults and sources decide.
+
+    inputs: which frames of its sources the clip shows, and where their pixels went, as a record has it.
+    """
 
     frames: np.ndarray
     latents: Tensor
     request: ResolvedRequest
+    inputs: Mapping[str, JsonValue]
 
 
 class Renderer:
@@ -74,4 +80,4 @@ class Renderer:
         denoised = self.denoise(self.encode(item), on_step)
         latents = denoised.tensors["latents"]
         frames = np.concatenate(list(self.decode.frames(latents)))
-        return Rendered(frames=frames, latents=latents, request=denoised.sound)
+        return Rendered(frames=frames, latents=latents, request=denoised.sound, inputs=denoised.inputs)

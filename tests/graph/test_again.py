@@ -88,7 +88,7 @@ def test_one_output_is_not_rendered_with_two_models(
     said = capsys.readouterr().err
     assert "were rendered with other weights" in said and str(debug_checkpoint) in said
     assert render(rows, f"model.checkpoint={moved}", "model.dtype=bfloat16") == INVALID
-    assert "model.dtype='auto', not 'bfloat16'" in capsys.readouterr().err
+    assert "were rendered with dtype float32, not bfloat16" in capsys.readouterr().err
     assert set(records(tmp_path)) == {"one"}
     assert render(rows, f"model.checkpoint={moved}") == OK
 

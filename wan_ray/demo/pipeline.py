@@ -6,13 +6,14 @@ released layout, and figures.json.
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from wan_ray.demo.card import Figures, card, effort_of
 from wan_ray.demo.checkpoint import write_checkpoint
 from wan_ray.demo.dit_training import ARCHITECTURE as DIT_ARCHITECTURE
 from wan_ray.demo.dit_training import DitPlan, Trainer
@@ -61,7 +62,6 @@ class Training:
         """The VAE's decoder on, and the VAE with it."""
         trainer = self._vae_trainer
         trainer.train_decoder(self.folder / "decoder.pt", on_save=lambda: self._look_at(trainer.vae))
-        self._look_at(trainer.vae)
         return trainer.vae
 
     def encode_latents(self) -> None:
@@ -78,24 +78,31 @@ class Training:
         """The checkpoint of what is trained, all of it trained first."""
         write_checkpoint(out, self.train_dit().average, self.train_decoder())
 
-    def judge(self, *, num_prompts: int = 40, num_clips: int = 16) -> Mapping[str, object]:
-        """Figures of the written checkpoint, which figures.json has too, and sheets of what was judged."""
+    def judge(self, *, num_prompts: int = 40, num_clips: int = 16, num_inference_steps: int | None = None) -> Figures:
+        """Figures of the written checkpoint, which its CARD.md and figures.json have too, and sheets of all judged."""
         checkpoint = self.folder / "checkpoint"
         self.write(checkpoint)
         vae, _ = find_checkpoint(checkpoint).load_vae(device=self.device)
         rebuilt = reconstruction(vae, num_clips=num_clips, device=self.device)
-        shown = adherence(checkpoint, num_prompts=num_prompts, device=self.device.type)
+        shown = adherence(
+            checkpoint, num_prompts=num_prompts, num_inference_steps=num_inference_steps, device=self.device.type
+        )
         write_sheet(self.folder / "reconstruction.png", rebuilt.entries)
         write_sheet(self.folder / "adherence.png", shown.entries)
-        figures = {
-            "psnr": rebuilt.psnr,
-            "psnr_per_frame": rebuilt.psnr_per_frame,
-            "adherence": shown.own,
-            "adherence_by_chance": shown.chance,
-            "num_prompts": num_prompts,
-            "num_clips": num_clips,
-        }
-        (self.folder / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        figures = Figures(
+            num_prompts=num_prompts,
+            adherence=shown.own,
+            adherence_by_chance=shown.chance,
+            num_clips=num_clips,
+            psnr=rebuilt.psnr,
+            psnr_per_frame=rebuilt.psnr_per_frame,
+        )
+        (self.folder / "figures.json").write_text(json.dumps(asdict(figures), indent=2), encoding="utf-8")
+        model = self._dit_trainer.average
+        parts = {"DiT": model.dit, "text encoder": model.text_encoder, "VAE": vae}
+        parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        effort = effort_of(self.folder, parameters, seed=self.plan.dit.seed, device=self.device)
+        (checkpoint / "CARD.md").write_text(card(figures, effort), encoding="utf-8")
         return figures
 
     @cached_property
@@ -137,8 +144,8 @@ class Training:
         if decoder.exists():
             vae.load_state_dict(torch.load(decoder, weights_only=True, map_location=self.device)["parts"]["vae"])
         write_checkpoint(self.folder / "sketch", trainer.average, vae)
-        shown = adherence(self.folder / "sketch", num_prompts=6, num_inference_steps=12, device=self.device.type)
-        logger.info("adherence over 6 prompts %s", shown.own)
+        shown = adherence(self.folder / "sketch", num_prompts=4, num_inference_steps=12, device=self.device.type)
+        logger.info("adherence over 4 prompts %s", shown.own)
         write_sheet(self.folder / "dit.png", shown.entries)
 
 

@@ -156,21 +156,24 @@ def _check_same_models(config: RenderConfig, store: Store, weights: Mapping[str,
     """
     models = {section.variant: section for section in config.all_models}
     runs = {run["run_id"]: run for run in read_runs(store)}
-    for variant, fingerprint, run_id in sorted(rendered_with(store)):
-        now, then = models.get(variant), _model_of(runs.get(run_id), variant)
+    for before in sorted(rendered_with(store)):
+        now, then = models.get(before.variant), _model_of(runs.get(before.run_id), before.variant)
+        weights_now = weights.get(before.variant, "")
         if now is None:
             continue
-        told = f"the clips of run {run_id} were rendered with"
-        if variant in weights and weights[variant] != fingerprint:
-            before = "" if then is None else f" of {then.checkpoint!r} and its adapters at the time"
-            differs = f"{told} other weights{before} (transformer {fingerprint[:8]}, now {weights[variant][:8]})"
-        elif variant not in weights and then is not None and _source(then) != _source(now):
-            differs = f"{told} model {_source(then)} and this run would use {_source(now)}, which cannot be seen here"
-        elif then is not None and then.dtype != now.dtype:
-            differs = f"{told} model.dtype={then.dtype!r}, not {now.dtype!r}"
+        if weights_now and before.transformer and weights_now != before.transformer:
+            place = "" if then is None else f" of {_source(then)!r}"
+            differs = f"other weights{place} (transformer {before.transformer[:8]}, now {weights_now[:8]})"
+        elif not weights_now and then is not None and _source(then) != _source(now):
+            differs = f"{_source(then)!r}, and it cannot be seen from here whether {_source(now)!r} is the same"
+        elif now.dtype != "auto" and before.dtype and before.dtype != now.dtype:
+            differs = f"dtype {before.dtype}, not {now.dtype}"
         else:
             continue
-        raise ConfigError(f"{variant}: {differs}; one output would mix both: use another output, or the same model")
+        raise ConfigError(
+            f"{before.variant}: the clips of run {before.run_id} were rendered with {differs}; one output would mix "
+            "both: use another output, or the same model"
+        )
 
 
 def _model_of(run: RunEntry | None, variant: str) -> ModelSection | None:

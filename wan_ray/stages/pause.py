@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+import torch
+from torch import Tensor
+
 from wan_ray.errors import ClipStoppedError
 from wan_ray.parallel.process_group import Groups
 from wan_ray.sampling.state import Progress
@@ -75,4 +78,14 @@ def recipe_of(item: Item, fingerprint: str) -> dict[str, str]:
         "size": f"{request.width}x{request.height}x{request.num_frames}",
         "transformer": fingerprint,
         "request": hashlib.sha256(text.encode()).hexdigest()[:32],
+        "conditions": _digest(item.tensors),
     }
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of what was made of the row's texts, images and videos: a file may be another one by now."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()[:32]

@@ -164,13 +164,27 @@ def indexed_clips(store: Store) -> dict[tuple[str, int], str | None]:
     return {(name, attempt or 1): clip for name, attempt, clip in zip(names, attempts, clips, strict=True)}
 
 
-def rendered_with(store: Store) -> set[tuple[str, str, str]]:
-    """Variant, fingerprint of its DiT, and run_id, of all clips in the index."""
-    table = _read_parts(store, columns=["status", "variant", "weights", "run_id"])
+@dataclass(frozen=True, slots=True, order=True)
+class RenderedWith:
+    """A model that clips were rendered with: variant, fingerprint of its DiT and its dtype, in a run."""
+
+    variant: str
+    transformer: str
+    dtype: str
+    run_id: str
+
+
+def rendered_with(store: Store) -> set[RenderedWith]:
+    """All models that the clips in the index are of; "" for what their records do not say."""
+    table = _read_parts(store, columns=["status", "variant", "weights", "rendered_on", "run_id"])
     table = table.filter(pc.equal(table["status"], "ok"))
-    weights = pc.map_lookup(table["weights"].cast(_TEXTS), pa.scalar("transformer"), "first")
-    kinds = pa.table({"variant": table["variant"], "weights": weights, "run_id": table["run_id"]})
-    return {tuple(kind.values()) for kind in kinds.group_by(kinds.column_names).aggregate([]).to_pylist()}
+    looked_up = {
+        name: pc.map_lookup(table[column].cast(_TEXTS), pa.scalar(name), "first")
+        for column, name in (("weights", "transformer"), ("rendered_on", "dtype"))
+    }
+    kinds = pa.table({"variant": table["variant"], **looked_up, "run_id": table["run_id"]})
+    found = kinds.group_by(kinds.column_names).aggregate([]).to_pylist()
+    return {RenderedWith(**{name: value or "" for name, value in kind.items()}) for kind in found}
 
 
 def read_index(store: Store) -> pa.Table:
