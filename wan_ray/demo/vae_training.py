@@ -17,7 +17,7 @@ from wan_ray.model.vae_layers import AttentionBlock, CausalConv3d, Downsample, F
 
 ARCHITECTURE = VAEArchitecture(base_dim=16, num_res_blocks=1, dim_mult=(1, 1, 3, 6))
 _LATENT_NOISE = 0.12  # of latents whose deviation is 1: so that decoding forgives what a denoiser leaves
-_NUM_SCALE_BATCHES = 16  # clips that the scale of latents is measured on
+_NUM_SCALE_BATCHES = 8  # clips that the scale of latents is measured on
 _CROP = (48, 80)  # nothing here sees a whole frame at once, so that parts of frames train it as well
 # (frames, clips) of a batch. Single frames first: they are cheap, and what they teach serves every frame, since all
 # weights of earlier frames start at nothing. Then short clips for motion, and whole ones, so that the end of a clip is
