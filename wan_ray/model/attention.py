@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from wan_ray.model.rope import rotate
 
 EPS = 1e-6
-# Rows of a matrix product from which on a row's result does not depend on how many there are: for fewer, Intel's
-# library on CPUs takes other kernels, which round otherwise. Of measurements with 1 to 600 rows, torch 2.13.
+# Rows of a linear layer from which on a row's result does not depend on how many there are: for fewer, Intel's
+# library on CPUs takes other kernels, which round otherwise. Measured with 1 to 600 rows on one thread, torch 2.13.
 FEWEST_ROWS = 16
 KeysValues = tuple[Tensor, Tensor]
 Sources = tuple[KeysValues, ...]
@@ -51,10 +51,9 @@ WHOLE = Whole()
 def attend(q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
     """Attention over all keys, [B, N, H, D]."""
     q, k, v = (x.transpose(1, 2) for x in (q_BNHD, k_BLHD, v_BLHD))
-    left_over = q.shape[2] % 32
-    if q.device.type == "cpu" and 0 < left_over < FEWEST_ROWS:
-        # The CPU takes queries by 32, and the last ones as a product of as few rows as are left.
-        q = F.pad(q, (0, 0, 0, FEWEST_ROWS - left_over))
+    if q.device.type == "cpu":
+        # The CPU takes queries by 32, and those left over as a product of fewer rows, which may round otherwise.
+        q = F.pad(q, (0, 0, 0, -q.shape[2] % 32))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[:, : q_BNHD.shape[1]]
 
 
