@@ -20,6 +20,8 @@ def main() -> None:
     parser.add_argument("--vae-decoder-steps", type=int, default=600)
     parser.add_argument("--dit-frame-steps", type=int, default=1000)
     parser.add_argument("--dit-clip-steps", type=int, default=2000)
+    parser.add_argument("--frames-per-step", type=int, default=32, help="of the DiT")
+    parser.add_argument("--clips-per-step", type=int, default=8, help="of the DiT")
     parser.add_argument("--drawn", type=int, default=800, help="clips that the VAE is trained on")
     parser.add_argument("--frame-latents", type=int, default=3000)
     parser.add_argument("--clip-latents", type=int, default=800)
@@ -38,6 +40,8 @@ def main() -> None:
         dit=DitPlan(
             num_frame_steps=options.dit_frame_steps,
             num_clip_steps=options.dit_clip_steps,
+            frames_per_step=options.frames_per_step,
+            clips_per_step=options.clips_per_step,
             seed=options.seed,
             compiled=options.compile,
         ),
