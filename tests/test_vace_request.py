@@ -1,7 +1,9 @@
 """The column `vace`: what a cell may hold, the rules of each mode, and the way of its options to the encode stage."""
 
 import json
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -354,3 +356,18 @@ def test_rows_of_several_modes_stand_in_one_parquet_file(tmp_path) -> None:
     ] == (wanted)
     ids = [parse_row(one).request.id for one in table.to_pylist()]
     assert ids == [parse_row(one).request.id for one in rows]
+
+
+def test_the_readme_s_row_is_one_and_its_table_names_every_mode_and_option() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = text.partition("### VACE modes")[2].partition("\n## ")[0]
+    example = json.loads(re.search(r"```json\n(.*?)```", section, re.DOTALL)[1])
+    assert parse_row(example).request.vace.mode == "outpaint"
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
+    kinds = {mode.mode: type(mode) for mode, _ in MODES}
+    assert [cells[0].strip(" `") for cells in rows] == list(kinds)
+    for (name, kind), cells in zip(kinds.items(), rows, strict=True):
+        told = set(re.findall(r"`(\w+)`", cells[1] + cells[2]))
+        own = set(kind.model_fields) - {"mode", "reference_masks"}
+        assert own <= told, name
+        assert set(kind.needs) <= told, name
