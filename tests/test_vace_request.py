@@ -206,6 +206,10 @@ BOX, PATH = [8, 8, 24, 24], [[[0, 0, 8, 8]]]
             {"vace": {"mode": "outpaint", "inner": True, "ratio": 1, "directions": ["up"]}, "control_video": "a.mp4"},
             "vace: ratio 1 of an inner border on up leaves nothing of the video; use less than 1",
         ),
+        (
+            {"vace": {"mode": "outpaint", "inner": True, "ratio": 0.02, "directions": ["up"]}, "control_video": "a"},
+            "vace: ratio 0.02 of an inner border is less than a pixel of a clip of 64x48 toward up, so that nothing is",
+        ),
         ({"vace": {"mode": "extend"}}, "vace: mode 'extend' needs first, last or both, each an image or a video; give"),
         (
             {"vace": {"mode": "extend", "num_last": 4}},
@@ -259,6 +263,7 @@ def test_a_mode_that_does_not_go_with_the_row_is_refused_with_the_way_out(fields
         {"vace": {"mode": "outpaint", "inner": True, "ratio": 0.49}, "control_video": "a.mp4"},
         {"vace": {"mode": "outpaint", "inner": True, "ratio": 0.9, "directions": ["up", "left"]}, "control_video": "v"},
         {"vace": {"mode": "outpaint", "ratio": 4}, "control_video": "a.mp4"},
+        {"vace": {"mode": "outpaint", "inner": True, "ratio": 0.02}, "control_video": "a.mp4"},
         {"vace": {"mode": "inpaint", "box": [-9, -9, 1, 1]}, "control_video": "a.mp4"},
         {"vace": {"mode": "boxes", "paths": PATH, "colors": [], "reference_masks": []}},
         {"vace": {"mode": "references", "reference_masks": []}, "reference_images": ["a.png"]},
@@ -302,6 +307,14 @@ def test_sources_in_the_options_are_media_and_bytes_of_them_data_urls() -> None:
         "last": ["data:application/octet-stream;base64,cG5n"],
         "reference_masks": ["data:application/octet-stream;base64,cG5n"],
     }
+
+
+@pytest.mark.parametrize(("width", "ratio"), [(96, 0.011), (1280, 0.001), (832, 0.002), (112, 0.009)])
+def test_the_least_inner_border_that_is_told_is_one(width: int, ratio: float) -> None:
+    vace = {"mode": "outpaint", "inner": True, "directions": ["left"]}
+    found = reason({**vace, "ratio": 0.0005}, control_video="a.mp4", width=width)
+    assert found.endswith(f"use {ratio:g} or more")
+    resolved({**vace, "ratio": ratio}, control_video="a.mp4", width=width)
 
 
 def test_an_end_that_is_empty_is_none() -> None:

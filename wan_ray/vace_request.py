@@ -5,6 +5,7 @@ Every rule about it is here; the frames, masks and references that a mode stands
 
 import difflib
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -139,6 +140,14 @@ class OutpaintMode(_Mode):
                 f"video; use less than {1 / sides:g}"
             ]
         return []
+
+    def check_fits(self, *, width: int, height: int, num_frames: int) -> None:
+        grown = [height if side in ("up", "down") else width for side in self.directions]
+        if self.inner and self.ratio * max(grown) < 1:
+            raise RequestError(
+                f"vace: ratio {self.ratio:g} of an inner border is less than a pixel of a clip of {width}x{height} "
+                f"toward {', '.join(self.directions)}, so that nothing is generated; use {math.ceil(1000 / max(grown)) / 1000:g} or more"
+            )
 
 
 class ExtendMode(_Mode):
