@@ -144,9 +144,10 @@ class OutpaintMode(_Mode):
     def check_fits(self, *, width: int, height: int, num_frames: int) -> None:
         grown = [height if side in ("up", "down") else width for side in self.directions]
         if self.inner and self.ratio * max(grown) < 1:
+            least = math.ceil(1000 / max(grown)) / 1000
             raise RequestError(
                 f"vace: ratio {self.ratio:g} of an inner border is less than a pixel of a clip of {width}x{height} "
-                f"toward {', '.join(self.directions)}, so that nothing is generated; use {math.ceil(1000 / max(grown)) / 1000:g} or more"
+                f"toward {', '.join(self.directions)}, so that nothing is generated; use {least:g} or more"
             )
 
 
