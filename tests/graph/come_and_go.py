@@ -9,7 +9,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 import ray
+from observers import Nobody
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
@@ -18,13 +21,12 @@ from wan_ray.config import RenderConfig
 from wan_ray.graph.board import Snapshot
 from wan_ray.graph.run import render
 from wan_ray.stages.read import plan_manifest
-from wan_ray.storage.records import Record
 
 _MEMORY = 80_000_000
 _PREEMPTION = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
 
 
-class Weather:
+class Weather(Nobody):
     """Adds the second node once the first gang works, drains the first once both do, and takes it once it is left."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -33,15 +35,6 @@ class Weather:
         self.latest = Snapshot(events=[], inside={}, gangs=[])
         self.first = cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=_MEMORY)
         self.first_gang: str | None = None
-
-    def begin(self, *, num_rows: int, num_done: int) -> None:
-        pass
-
-    def waiting(self, num_rows: int) -> None:
-        pass
-
-    def ended(self, record: Record) -> None:
-        pass
 
     def tick(self, snapshot: Snapshot) -> None:
         self.latest = snapshot

@@ -10,18 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from observers import Nobody
 from safetensors.torch import load_file, save_file
 
 from wan_ray.cli import INTERRUPTED, INVALID, OK, SOME_FAILED, STOPPED, main
 from wan_ray.config import RenderConfig
-from wan_ray.graph.board import Snapshot
 from wan_ray.graph.run import render as render_run
 from wan_ray.replay import replay
 from wan_ray.stages.read import plan_manifest
 from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
 from wan_ray.storage.index import read_index
-from wan_ray.storage.records import Record
 from wan_ray.storage.runs import alive, read_runs
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(290)]
@@ -181,21 +180,12 @@ def test_a_run_that_is_told_to_end_ends_at_once_and_loses_nothing(
     assert_exact(tmp_path, ["short", "long"])
 
 
-class Waiting:
+class Waiting(Nobody):
     """An observer that has the other run end once this one waits for it."""
 
     def __init__(self, other_ends: threading.Event) -> None:
         self.other_ends = other_ends
         self.waited_for: list[int] = []
-
-    def begin(self, *, num_rows: int, num_done: int) -> None:
-        pass
-
-    def tick(self, snapshot: Snapshot) -> None:
-        pass
-
-    def ended(self, record: Record) -> None:
-        pass
 
     def waiting(self, num_rows: int) -> None:
         self.waited_for.append(num_rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from observers import Nobody
 from ray import cloudpickle
 
 from wan_ray.config import RenderConfig
@@ -18,7 +19,6 @@ from wan_ray.graph.operator import without_tensors
 from wan_ray.graph.rank import Rank
 from wan_ray.stages.items import Row
 from wan_ray.stages.read import plan_manifest
-from wan_ray.storage.records import Record
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(590)]
 
@@ -48,22 +48,13 @@ class RaisingDenoise(Denoise):
         super().__init__(**arguments, rank_class=RaisingRank)
 
 
-class Saboteur:
+class Saboteur(Nobody):
     """Watches a run, and does to a gang what the row that it works on is named after."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, GangState]] = []
         self.done: dict[str, list[tuple[float, GangState]]] = {}
         self.left: set[str] = set()
-
-    def begin(self, *, num_rows: int, num_done: int) -> None:
-        pass
-
-    def waiting(self, num_rows: int) -> None:
-        pass
-
-    def ended(self, record: Record) -> None:
-        pass
 
     def tick(self, snapshot: Snapshot) -> None:
         for gang in snapshot.gangs:

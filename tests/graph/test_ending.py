@@ -3,31 +3,15 @@
 import time
 
 import pytest
+from observers import Nobody
 
 from wan_ray.config import RenderConfig
 from wan_ray.errors import RunStoppedError
-from wan_ray.graph.board import Snapshot
 from wan_ray.graph.ending import Ending
 from wan_ray.graph.offline import new_board
 from wan_ray.storage.records import Record
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(60)]
-
-
-class Nobody:
-    """An observer that does not look."""
-
-    def begin(self, *, num_rows: int, num_done: int) -> None:
-        pass
-
-    def waiting(self, num_rows: int) -> None:
-        pass
-
-    def ended(self, record: Record) -> None:
-        pass
-
-    def tick(self, snapshot: Snapshot) -> None:
-        pass
 
 
 def an_hour_of_denoising(**fields: object) -> Record:

@@ -6,31 +6,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from observers import Nobody
 
 from wan_ray.config import RenderConfig
 from wan_ray.graph.board import Snapshot
-from wan_ray.storage.records import Record
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(300)]
 
 NUM_STEPS = 350
 
 
-class Watcher:
+class Watcher(Nobody):
     """Keeps the steps it sees of the clip, and presses Ctrl-C once it has come to `interrupt_at`."""
 
     def __init__(self, interrupt_at: int | None = None) -> None:
         self.steps: list[int] = []
         self._interrupt_at = interrupt_at
-
-    def begin(self, *, num_rows: int, num_done: int) -> None:
-        pass
-
-    def waiting(self, num_rows: int) -> None:
-        pass
-
-    def ended(self, record: Record) -> None:
-        pass
 
     def tick(self, snapshot: Snapshot) -> None:
         self.steps += [gang.step for gang in snapshot.gangs if gang.step]
