@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -12,7 +13,7 @@ from wan_ray.demo.captions import caption, scenes
 from wan_ray.demo.checkpoint import write_checkpoint
 from wan_ray.demo.dit_training import DitPlan, Examples, Trainer
 from wan_ray.demo.examples import encoded, vehicle_mask
-from wan_ray.demo.scenes import draw
+from wan_ray.demo.scenes import Scene, draw
 from wan_ray.demo.tokens import write_tokenizer
 from wan_ray.demo.vae_training import apply_initial_weights, as_video
 from wan_ray.model.checkpoint import find_checkpoint
@@ -129,8 +130,27 @@ def test_latents_are_the_engines_and_know_where_the_vehicle_is(tmp_path: Path) -
     mask = vehicle_mask(made.scenes[0], drawn, vae)
     assert mask.shape == (1, 9, 12, 20)
     assert mask.flatten(2).amax(2).all()  # in every latent frame
-    again = encoded(tmp_path / "latents.pt", vae, num=2, num_frames=9, seed=3)
-    assert torch.equal(again.latents, made.latents)
+
+
+def test_encoding_that_was_cut_short_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    vae = WanVAE(VAE)
+    apply_initial_weights(vae)
+    vae.requires_grad_(False)
+    file = tmp_path / "latents.pt"
+    whole = encoded(tmp_path / "whole.pt", vae, num=3, num_frames=1, seed=3)
+    encoded(file, vae, num=2, num_frames=1, seed=3)
+    asked = []
+
+    def counted(scene: Scene, *, num_frames: int, **others: bool) -> np.ndarray:
+        asked.append(scene)
+        return draw(scene, num_frames=num_frames, **others)
+
+    monkeypatch.setattr("wan_ray.demo.examples.draw", counted)
+    then = encoded(file, vae, num=3, num_frames=1, seed=3)
+    assert set(asked) == {whole.scenes[2]}
+    assert torch.equal(then.latents, whole.latents)
+    assert torch.equal(then.vehicle, whole.vehicle)
 
 
 def test_the_written_checkpoint_is_an_ordinary_one(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from wan_ray.model.vae import VAEArchitecture
 from wan_ray.variants import DiTArchitecture
 
 PLAN = DemoPlan(
-    vae=VaePlan(num_frame_steps=1, num_clip_steps=1, num_decoder_steps=1),
+    vae=VaePlan(num_frame_steps=1, num_clip_steps=1, num_decoder_steps=1, num_scale_clips=2),
     dit=DitPlan(num_frame_steps=1, num_clip_steps=1, frames_per_step=2, clips_per_step=1),
     num_drawn=2,
     num_frame_latents=2,

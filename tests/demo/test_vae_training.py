@@ -56,7 +56,7 @@ def test_scaled_latents_have_deviation_one_and_decode_to_the_same(corpus: np.nda
 
 
 def test_the_loss_falls_and_then_the_decoder_learns_alone(corpus: np.ndarray, tmp_path) -> None:
-    plan = VaePlan(num_frame_steps=14, num_clip_steps=2, num_decoder_steps=2)
+    plan = VaePlan(num_frame_steps=14, num_clip_steps=2, num_decoder_steps=2, num_scale_clips=2)
     trainer = VaeTrainer(corpus, plan=plan, architecture=SMALL)
     before = trainer.loss_of(0).item()
     trainer.train(tmp_path / "vae.pt")

@@ -1,5 +1,6 @@
 """Drawn clips and single frames as latents, made once and kept: what the DiT is trained on."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,26 @@ from wan_ray.demo.scenes import Scene, draw
 from wan_ray.demo.vae_training import CPU, as_video, encode
 from wan_ray.model.vae import WanVAE
 
+logger = logging.getLogger(__name__)
+_SAVE_EVERY = 50  # scenes
+
 
 @torch.no_grad()
 def encoded(file: Path, vae: WanVAE, *, num: int, num_frames: int, seed: int, device: torch.device = CPU) -> Examples:
-    """Latents of the first frames of scenes that are not held out; read from the file where it exists."""
+    """Latents of the first frames of scenes that are not held out; what the file has of them is not made again."""
     drawn = scenes(num, held_out=False, seed=seed)
-    if not file.exists():
-        latents, vehicle = zip(*(_encoded(vae, scene, num_frames, device) for scene in drawn), strict=True)
-        partial = file.with_suffix(".partial")
-        torch.save({"latents": torch.cat(latents), "vehicle": torch.cat(vehicle)}, partial)
-        partial.replace(file)
-    kept = torch.load(file, weights_only=True)
-    return Examples(latents=kept["latents"].to(device), vehicle=kept["vehicle"].to(device), scenes=drawn)
+    kept = torch.load(file, weights_only=True) if file.exists() else {"latents": [], "vehicle": []}
+    for index in range(len(kept["latents"]), num):
+        latents_1CTHW, vehicle_11THW = _encoded(vae, drawn[index], num_frames, device)
+        kept["latents"].append(latents_1CTHW)
+        kept["vehicle"].append(vehicle_11THW)
+        if (index + 1) % _SAVE_EVERY == 0 or index + 1 == num:
+            partial = file.with_suffix(".partial")
+            torch.save(kept, partial)
+            partial.replace(file)
+            logger.info("encoded %d of %d", index + 1, num)
+    latents, vehicle = (torch.cat(kept[name][:num]).to(device) for name in ("latents", "vehicle"))
+    return Examples(latents=latents, vehicle=vehicle, scenes=drawn)
 
 
 def _encoded(vae: WanVAE, scene: Scene, num_frames: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,6 @@ from wan_ray.model.vae_layers import AttentionBlock, CausalConv3d, Downsample, F
 
 ARCHITECTURE = VAEArchitecture(base_dim=16, num_res_blocks=1, dim_mult=(1, 1, 3, 6))
 _LATENT_NOISE = 0.12  # of latents whose deviation is 1: so that decoding forgives what a denoiser leaves
-_NUM_SCALE_BATCHES = 8  # clips that the scale of latents is measured on
 _CROP = (48, 80)  # nothing here sees a whole frame at once, so that parts of frames train it as well
 # (frames, clips) of a batch. Single frames first: they are cheap, and what they teach serves every frame, since all
 # weights of earlier frames start at nothing. Then short clips for motion, and whole ones, so that the end of a clip is
@@ -29,12 +28,16 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class VaePlan:
-    """How many steps are taken on single frames, on clips, and on clips with the decoder alone."""
+    """How many steps are taken on single frames, on clips, and on clips with the decoder alone.
+
+    num_scale_clips: how many clips the scale of latents is measured on.
+    """
 
     num_frame_steps: int
     num_clip_steps: int
     num_decoder_steps: int
     peak: float = 2e-3
+    num_scale_clips: int = 64
     seed: int = 0
 
 
@@ -104,7 +107,7 @@ class VaeTrainer:
         with torch.no_grad():
             batches = (
                 self._batch(np.random.RandomState([self.plan.seed, i]), NUM_FRAMES, 1)
-                for i in range(_NUM_SCALE_BATCHES)
+                for i in range(self.plan.num_scale_clips)
             )
             apply_latent_scale(self.vae, (encode(self.vae, video_BCFHW) for video_BCFHW in batches))
 
