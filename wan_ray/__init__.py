@@ -1,8 +1,9 @@
 """Wan2.1 on Ray: manifests of prompts in, datasets of videos out. Importing this loads neither torch nor Ray."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+from wan_ray.version import VERSION
 
 if TYPE_CHECKING:
     from wan_ray.config import RenderConfig, load_config
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RenderConfig", "RenderRequest", "Rendered", "Renderer", "build_processor", "load_config"]
 
-__version__ = version("wan-ray")
+__version__ = VERSION
 
 _HOMES = {
     "RenderConfig": "wan_ray.config",

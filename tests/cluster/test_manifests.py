@@ -134,9 +134,9 @@ def closed(schema: dict) -> dict:
 
 
 def test_all_of_them_name_one_image_of_this_version_and_the_ray_that_is_installed_in_it() -> None:
-    project = (ROOT / "pyproject.toml").read_text()
+    version = (ROOT / "wan_ray" / "version.py").read_text()
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    assert f'version = "{IMAGE.rpartition(":")[2]}"' in project
+    assert f'VERSION = "{IMAGE.rpartition(":")[2]}"' in version
     templates = [group["template"] for document in of_ray() for group in groups(document)]
     templates += [d["spec"]["template"] for d in documents() if d["kind"] == "Job"]
     containers = [container for template in templates for container in template["spec"]["containers"]]

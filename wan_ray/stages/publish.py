@@ -15,10 +15,11 @@ from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
 from wan_ray.storage.paths import clip_key
 from wan_ray.storage.records import Record, RecordStore
+from wan_ray.version import VERSION
 from wan_ray.wording import without_secrets
 
 _UPLOADS = 3
-_PACKAGES = ("wan-ray", "torch", "transformers", "tokenizers", "ray")
+_PACKAGES = ("torch", "transformers", "tokenizers", "ray")
 _REQUEST_FIELDS = (
     "variant",
     "task",
@@ -134,7 +135,7 @@ def package_versions() -> dict[str, str]:
 
 @cache  # looking them up takes milliseconds, and every record has them
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"wan-ray": VERSION}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
