@@ -16,8 +16,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="states, sheets and the checkpoint of the run")
     parser.add_argument("--stage", choices=["vae", "latents", "decoder", "dit", "judge"], default="judge")
     parser.add_argument("--vae-frame-steps", type=int, default=1500)
-    parser.add_argument("--vae-clip-steps", type=int, default=450)
-    parser.add_argument("--vae-decoder-steps", type=int, default=600)
+    parser.add_argument("--vae-clip-steps", type=int, default=3000)
+    parser.add_argument("--vae-decoder-steps", type=int, default=1000)
+    parser.add_argument("--vae-peak", type=float, default=2e-3, help="highest rate of learning of the VAE")
+    parser.add_argument("--dit-peak", type=float, default=2e-3, help="highest rate of learning of the DiT")
     parser.add_argument("--dit-frame-steps", type=int, default=1000)
     parser.add_argument("--dit-clip-steps", type=int, default=2000)
     parser.add_argument("--frames-per-step", type=int, default=32, help="of the DiT")
@@ -35,11 +37,13 @@ def main() -> None:
             num_frame_steps=options.vae_frame_steps,
             num_clip_steps=options.vae_clip_steps,
             num_decoder_steps=options.vae_decoder_steps,
+            peak=options.vae_peak,
             seed=options.seed,
         ),
         dit=DitPlan(
             num_frame_steps=options.dit_frame_steps,
             num_clip_steps=options.dit_clip_steps,
+            peak=options.dit_peak,
             frames_per_step=options.frames_per_step,
             clips_per_step=options.clips_per_step,
             seed=options.seed,

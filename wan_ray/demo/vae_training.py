@@ -119,7 +119,8 @@ class VaeTrainer:
         trained = [p.requires_grad_(True) for p in decoder if id(p) not in attention]
         run = self._run(file, trained)
         first = self.plan.num_frame_steps + self.plan.num_clip_steps
-        schedule = Schedule(num_steps=self.plan.num_decoder_steps, peak=self.plan.peak / 2, hold=0.3)
+        # At half the peak, held, held-out clips lost 0.5 dB in 570 steps: only a falling rate is of use here.
+        schedule = Schedule(num_steps=self.plan.num_decoder_steps, peak=self.plan.peak / 4)
         train_(run, schedule, lambda step: self.loss_of(first + step), on_save=on_save)
 
     def loss_of(self, step: int) -> Tensor:
