@@ -124,7 +124,8 @@ def until(condition: Callable[[], object], what: str, said: Callable[[], str] = 
 @pytest.fixture
 def render(debug_checkpoint: Path, tmp_path: Path) -> list[str]:
     """Arguments of jobs/render.py that render NUM_ROWS small clips into tmp_path/output."""
-    rows = [{"id": f"clip-{n:02d}", "prompt": f"A road, take {n}", "num_frames": 9} for n in range(NUM_ROWS)]
+    row = {"num_frames": 9, "num_inference_steps": 60}  # two seconds of work, so that a job can be hit in the middle
+    rows = [{"id": f"clip-{n:02d}", "prompt": f"A road, take {n}", **row} for n in range(NUM_ROWS)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "manifest.parquet")
     stages = [f"stages.{stage}.num_cpus=0.2" for stage in ("encode", "denoise", "decode", "publish")]
     places = ["--manifest", str(tmp_path / "manifest.parquet"), "--output", str(tmp_path / "output")]
@@ -163,9 +164,9 @@ def test_a_job_from_a_working_directory_that_is_killed_and_stopped_is_finished_b
         logs = lambda: head.run("ray", "job", "logs", "first", check=False)  # noqa: E731
         until(lambda: len(records(output)) >= 3, "three rows have a record", logs)
         until(lambda: "ray_wan_ray_rows_total" in (answers(head.metrics) or ""), "the metrics port shows the run", logs)
-        about = json.loads(answers(f"{head.address}/api/jobs/first") or "{}")
-        os.kill(int(about["driver_info"]["pid"]), signal.SIGKILL)
-        until(lambda: "FAILED" in head.run("ray", "job", "status", "first", check=False), "the first job has failed")
+        about = lambda: json.loads(answers(f"{head.address}/api/jobs/first") or "{}")  # noqa: E731
+        os.kill(int(about()["driver_info"]["pid"]), signal.SIGKILL)
+        until(lambda: about().get("status") == "FAILED", "the first job fails", logs)
         after_kill = len(records(output))
 
         head.run(*submit, "--no-wait", "--submission-id", "second", *job)
