@@ -160,8 +160,8 @@ def test_a_run_that_is_told_to_end_ends_at_once_and_loses_nothing(
     eventually: Callable[..., bool],
 ) -> None:
     rows: list[dict[str, object]] = [
-        {"id": "short", "prompt": "A road", "num_inference_steps": 2},
-        {"id": "long", "prompt": "A car", "num_inference_steps": 900},
+        {"id": "short", "prompt": "A road", "num_inference_steps": 2, "num_frames": 5},
+        {"id": "long", "prompt": "A car", "num_inference_steps": 1000, "num_frames": 13},
     ]
     write_manifest(tmp_path / "manifest.parquet", rows)
     run = start(debug_config, tmp_path)

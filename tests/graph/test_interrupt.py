@@ -13,7 +13,7 @@ from wan_ray.graph.board import Snapshot
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(300)]
 
-NUM_STEPS = 350
+NUM_STEPS = 1000  # some ten seconds of work: a gang hears within two that it is to stop
 
 
 class Watcher(Nobody):
@@ -38,7 +38,7 @@ def test_an_interrupted_clip_goes_on_where_it_was_on_a_gang_of_another_layout(
     from wan_ray.media.video import encode_mp4
     from wan_ray.stages.read import plan_manifest
 
-    row = {"id": "long", "prompt": "A road", "num_inference_steps": NUM_STEPS}
+    row = {"id": "long", "prompt": "A road", "num_inference_steps": NUM_STEPS, "num_frames": 13}
     write_manifest(tmp_path / "manifest.parquet", [row])
 
     def with_gang(**gang: object) -> RenderConfig:
