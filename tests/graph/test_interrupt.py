@@ -47,9 +47,10 @@ def test_an_interrupted_clip_goes_on_where_it_was_on_a_gang_of_another_layout(
         )
 
     before = with_gang(ulysses_degree=2)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         render(before, plan_manifest(before), observer=Watcher(interrupt_at=10))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert not list(tmp_path.glob("output/records/*"))
     (saved,) = tmp_path.glob("output/progress/*")
     assert saved.name == "long.safetensors"
