@@ -20,7 +20,7 @@ from wan_ray.stages.publish import package_versions
 from wan_ray.storage.blob import Store
 from wan_ray.storage.paths import RECORDS, RUNS, name_and_attempt
 from wan_ray.storage.records import Record, RecordStore
-from wan_ray.storage.runs import read_runs
+from wan_ray.storage.runs import config_of, read_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,7 @@ def _config_of(store: Store, record: Record) -> RenderConfig:
     run = next((run for run in read_runs(store) if run["run_id"] == record.run_id), None)
     if run is None:
         raise ConfigError(f"{store.location(RUNS)!r} does not know run {record.run_id!r}, whose record this is")
-    try:
-        return RenderConfig.model_validate(run["config"])
-    except ValueError as error:
-        raise ConfigError(f"the config of run {record.run_id!r} is of another version: {error}") from None
+    return config_of(run)
 
 
 def _request_of(record: Record) -> ResolvedRequest:

@@ -31,6 +31,20 @@ def test_of_the_runs_that_take_over_from_a_dead_one_a_single_one_gets_the_row(st
     assert wins.count(True) == 1
 
 
+def test_a_row_that_has_its_record_is_nobodys_and_leaves_no_claim(store, tmp_path):
+    store.put("records/a.json", b"{}")
+    store.put("records/b~2.json", b"{}")
+    with alive(store, "r1"):
+        claims = Claims(store, "r1")
+        assert [claims.take("a", 1), claims.take("a", 2), claims.take("b", 1), claims.take("b", 2)] == [
+            False,
+            True,
+            True,
+            False,
+        ]
+    assert sorted(file.name for file in (tmp_path / "claims").iterdir()) == ["a~2", "b"]
+
+
 def test_a_dropped_claim_leaves_nothing(store, tmp_path):
     Claims(store, "dead").take("a", 1)
     with alive(store, "r1"):

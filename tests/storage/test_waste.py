@@ -21,6 +21,8 @@ def keys(store, older_than_s=-1):
 def test_waste_is_what_no_record_names_and_nothing_else(tmp_path):
     store = Store(tmp_path)
     records = RecordStore(store)
+    for name in ("b", "c"):
+        Claims(store, "r1").take(name, 1)
     with IndexWriter(store, "r1", {}) as index:
         for record in (make_record("a", clip="clips/a.1.mp4"), make_record("b", status="failed")):
             records.commit(record)
@@ -31,8 +33,6 @@ def test_waste_is_what_no_record_names_and_nothing_else(tmp_path):
     (tmp_path / "clips/.d.mp4.0f.tmp").write_bytes(b"half")
     store.put("progress/a~2.safetensors", b"x")
     store.put("progress/c.safetensors", b"x")
-    for name in ("b", "c"):
-        Claims(store, "r1").take(name, 1)
     store.put("runs/dead.alive", b'{"machine": ["another"], "pid": 1, "started": "1"}')
     os.utime(tmp_path / "runs/dead.alive", (0, 0))
     with alive(store, "r2"):

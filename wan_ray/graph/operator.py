@@ -24,13 +24,14 @@ from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
 from wan_ray.storage.manifest import Manifest
 from wan_ray.storage.paths import progress_key
-from wan_ray.storage.records import Record, RecordStore
+from wan_ray.storage.records import Record
 from wan_ray.wording import without_secrets
 
 logger = logging.getLogger(__name__)
 
 _MAX_DEATHS = 3  # workers that one row may cost a stage, for Ray gives a dead worker's row to the next for ever
 
+_MAX_TRIES = 2
 _ONCE = (RequestError, GangError, StorageError)
 
 UserRow = dict[str, Any]  # as Ray Data types a row
@@ -89,22 +90,17 @@ def attempted(stage: str, item: Item, run: Callable[[], Row]) -> Row:
 
     What is not the row's fault is tried once more. Gangs have tries of their own, and so has storage.
     """
-    try:
-        return run()
-    except (ClipStoppedError, RunStoppedError):
-        raise
-    except _ONCE as error:
-        failure: Exception = error
-    except Exception as error:
-        logger.warning("%s failed, trying once more request_id=%s\n%s", stage, item.id, _told(error))
+    tries = 0
+    while True:
+        tries += 1
         try:
             return run()
         except (ClipStoppedError, RunStoppedError):
             raise
         except Exception as error:
-            failure = error
-    logger.error("%s failed request_id=%s\n%s", stage, item.id, _told(failure))
-    return item.failed(stage, failure).to_row()
+            logger.error("%s failed request_id=%s try=%d\n%s", stage, item.id, tries, _told(error))
+            if tries == _MAX_TRIES or isinstance(error, _ONCE):
+                return item.failed(stage, error).to_row()
 
 
 def _told(error: Exception) -> str:
@@ -125,23 +121,13 @@ class Encode:
     ) -> None:
         self._encode = _loader(model, video).encode()
         self._stage = Stage(self._run, Worker("encode", board))
-        store = Store(output) if output is not None else None
-        self._claims = Claims(store, run_id) if store else None
-        self._records = RecordStore(store) if store else None
+        self._claims = Claims(Store(output), run_id) if output is not None else None
 
     def __call__(self, row: Row) -> list[Row]:
         """The encoded row; nothing where another run works on it, or has ended it since this one began."""
-        return [self._stage(row)] if self._is_ours(without_tensors(row)) else []
-
-    def _is_ours(self, item: Item) -> bool:
-        if self._claims is None or self._records is None:
-            return True
-        if not self._claims.take(item.name, item.attempt):
-            return False
-        if self._records.has(item.name, item.attempt):
-            self._claims.drop(item.name, item.attempt)
-            return False
-        return True
+        item = without_tensors(row)
+        is_ours = self._claims is None or self._claims.take(item.name, item.attempt)
+        return [self._stage(row)] if is_ours else []
 
     def _run(self, row: Row) -> Row:
         return self._encode(Item.from_row(row)).to_row()

@@ -27,7 +27,7 @@ from wan_ray.storage.claims import Claims
 from wan_ray.storage.index import Indexed, IndexWriter, indexed_records, rendered_with
 from wan_ray.storage.patience import Patience
 from wan_ray.storage.records import Record, RecordStore
-from wan_ray.storage.runs import RunEntry, alive, living_runs, read_runs, write_run
+from wan_ray.storage.runs import RunEntry, alive, config_of, living_runs, read_runs, write_run
 from wan_ray.wording import masked
 
 _LOOK_S = 3.0  # between looks at what other runs have done
@@ -179,10 +179,10 @@ def _check_same_models(config: RenderConfig, store: Store, weights: Mapping[str,
 def _model_of(run: RunEntry | None, variant: str) -> ModelSection | None:
     """The model of that variant in a run's config; None where the run or its config is of another version."""
     try:
-        config = RenderConfig.model_validate(run["config"]) if run else None
-    except (ValueError, KeyError):
+        models = config_of(run).all_models if run else ()
+    except ConfigError:
         return None
-    return next((section for section in config.all_models if section.variant == variant), None) if config else None
+    return next((section for section in models if section.variant == variant), None)
 
 
 def _source(model: ModelSection) -> str:
@@ -222,12 +222,12 @@ def _of_others(work: _Work, left: dict[str, int], observer: Observer) -> Iterato
             del left[record.name]
             yield record
         tried = random.sample(sorted(left), min(_TRIED, len(left)))
-        if any([claims.take(name, work.due[left[name]]) for name in tried]):
+        if not left or any(claims.take(name, work.due[left[name]]) for name in tried):
             return
-        if left and not told:
+        if not told:
             observer.waiting(len(left))
             told = True
-        time.sleep(_LOOK_S if left else 0)
+        time.sleep(_LOOK_S)
 
 
 def _now() -> str:

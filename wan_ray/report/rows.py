@@ -10,13 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from wan_ray.config import RenderConfig
-from wan_ray.errors import StorageError
+from wan_ray.errors import ConfigError, StorageError
 from wan_ray.storage.blob import Store, failing_as
 from wan_ray.storage.paths import INDEX
-from wan_ray.storage.runs import RunEntry
+from wan_ray.storage.runs import RunEntry, config_of
 
 STAGES = ("encode", "denoise", "decode", "publish")
 NO_ROW = np.iinfo(np.int64).max  # the row number of a record without one: after all others
@@ -121,8 +119,8 @@ def gpus_held(runs: Sequence[RunEntry]) -> GpusHeld:
     held: dict[tuple[str, str | None], Sequence[float]] = {}
     for run in runs:
         try:
-            config = RenderConfig.model_validate(run.get("config"))
-        except ValidationError:
+            config = config_of(run)
+        except ConfigError:
             continue
         stages = config.stages
         for model in config.all_models:

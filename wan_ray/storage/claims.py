@@ -4,6 +4,7 @@ import time
 
 from wan_ray.storage.blob import Store
 from wan_ray.storage.paths import CLAIMS, attempt_stem
+from wan_ray.storage.records import RecordStore
 from wan_ray.storage.runs import living_runs
 
 _LOOK_AGAIN_S = 10.0
@@ -14,16 +15,23 @@ class Claims:
 
     def __init__(self, store: Store, run_id: str) -> None:
         self._store = store
+        self._records = RecordStore(store)
         self._run_id = run_id
         self._living: set[str] = set()
         self._dead: set[str] = set()
         self._looked_at = float("-inf")
 
     def take(self, name: str, attempt: int) -> bool:
-        """True when the row is this run's to render; False while another living run has it.
+        """True when the row is this run's to render; False while another living run has it, or it has a record."""
+        if not self._is_won(name, attempt):
+            return False
+        # Only now, for claims end when records are there: whoever had this one may just have ended the row.
+        if self._records.has(name, attempt):
+            self.drop(name, attempt)
+            return False
+        return True
 
-        Look for a record only after taking a claim: claims end when records are there.
-        """
+    def _is_won(self, name: str, attempt: int) -> bool:
         turn = 0
         while True:
             # Each taker-over creates the next file, so of any number of them one wins.

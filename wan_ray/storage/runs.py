@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wan_ray.errors import StorageError
+from pydantic import ValidationError
+
+from wan_ray.config import RenderConfig
+from wan_ray.errors import ConfigError, StorageError
 from wan_ray.storage.blob import Store
 from wan_ray.storage.paths import RUNS
 
@@ -38,6 +41,14 @@ def read_runs(store: Store) -> list[RunEntry]:
             raise StorageError(f"{store.location(key)!r} is not a run of wan-ray: {error!r}; move it away") from error
         entries.append(entry)
     return sorted(entries, key=lambda entry: (str(entry.get("started_at", "")), str(entry["run_id"])))
+
+
+def config_of(run: RunEntry) -> RenderConfig:
+    """The run's config, passwords masked; ConfigError when it is of another version."""
+    try:
+        return RenderConfig.model_validate(run.get("config"))
+    except ValidationError as error:
+        raise ConfigError(f"the config of run {run['run_id']!r} is of another version: {error}") from None
 
 
 @contextmanager
