@@ -174,7 +174,7 @@ def _prepared(folder: Path, num_rows: int) -> Path:
         "model": {"variant": "debug", "checkpoint": str(folder / "checkpoint"), "device": "cpu", "gang": {}},
         "manifest": str(folder / "manifest.parquet"),
         "output": OUTPUT,
-        "defaults": {"width": 64, "height": 48, "num_frames": 5, "num_inference_steps": 20},
+        "defaults": {"width": 64, "height": 48, "num_frames": 5, "num_inference_steps": 500},  # seconds
         "stages": {
             "encode": {"num_cpus": 0.2},
             "denoise": {"num_cpus": 0.2, "replicas": 2},
@@ -205,7 +205,8 @@ def weather(*, rows: int, times: int, seed: int, share: float, log: Any = sys.st
         try:
             s3.share = share
             begun = time.monotonic()
-            at = sorted(dice.uniform(0, rows * 0.9) for _ in strikes)  # by the number of records that there are
+            # By the number of records that there are, and with rows enough left for the last one to hit.
+            at = sorted(dice.uniform(0, rows * 0.6) for _ in strikes)
             while True:
                 storm.steady()
                 if storm.has_ended():

@@ -189,3 +189,13 @@ def test_no_password_is_shown_in_a_location_or_an_error():
     with pytest.raises(ConfigError) as caught:
         Store("smb://user:hunter2@host/out")
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_sound_store_is_not_refused_for_answers_that_were_lost(s3):
+    s3.faults, s3.share = ("reset after",), 0.4
+    store = Store("s3://bucket/out")
+    for _ in range(12):
+        store.check()
+    assert s3.counts["reset after"] > 3
+    s3.share = 0
+    assert [entry.name for entry in store.entries("")] == []
