@@ -171,6 +171,28 @@ class VideoSection(_Section):
     threads: int = Field(4, ge=1, le=64)
 
 
+class ServeSection(_Section):
+    """HTTP: where it listens, and what one client may ask. Jobs and results are kept under the config's output.
+
+    keys_file has a line "name:sha256 of the key" for each API key; without keys, only a loopback host is allowed.
+    max_queued bounds the jobs that wait, max_queued_per_key those of one key; requests_per_minute is per key and
+    ingress replica. Media by URL is fetched from allowed_media_hosts alone. Jobs are deleted keep_days after they came.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    ingress_replicas: int = Field(1, ge=1)
+    keys_file: str | None = None
+    max_queued: int = Field(200, ge=1)
+    max_queued_per_key: int = Field(50, ge=1)
+    requests_per_minute: int = Field(1200, ge=1)
+    max_body_bytes: int = Field(64 * 2**20, ge=2**10)
+    max_frames: int = Field(161, ge=1)
+    max_inference_steps: int = Field(100, ge=1)
+    allowed_media_hosts: tuple[str, ...] = ()
+    keep_days: float = Field(7.0, gt=0)
+
+
 class RenderConfig(_Section):
     """A run. manifest and output are a local path or any fsspec URL; defaults fill what a row leaves empty.
 
@@ -189,6 +211,7 @@ class RenderConfig(_Section):
     video: VideoSection = VideoSection()
     hardware: HardwareSection | None = None
     limits: LimitsSection = LimitsSection()
+    serve: ServeSection = ServeSection()
     no_progress_timeout_s: float = Field(6 * 3600.0, gt=0)
     ray_address: str = "auto"
 

@@ -9,6 +9,8 @@
         GangError            ranks did not meet or lost each other: the gang is built anew and the row tried again
         ProgressError        what was saved of a clip is not this row's, or is damaged: start it at step 0
       ClipStoppedError       a clip was stopped at a step boundary, as asked; it can go on from what was saved
+      JobNotFoundError       over HTTP: this key has no such job; it never had, or the job was deleted or expired
+      QueueFullError         over HTTP: no room for another job now; nothing was accepted
       StorageError           the output or input store refused or failed
         ChecksumError        what was read is not what was written: write it again
       RunStoppedError        a run ended before its last row; what has a record stays, the same call goes on
@@ -51,6 +53,14 @@ class ProgressError(StageError):
 
 class ClipStoppedError(WanRayError):
     """A clip was stopped between two steps because someone asked; not a failure."""
+
+
+class JobNotFoundError(WanRayError):
+    """This API key has no such job."""
+
+
+class QueueFullError(WanRayError):
+    """There is no room for another job now."""
 
 
 class StorageError(WanRayError):
