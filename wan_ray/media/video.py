@@ -6,7 +6,7 @@ F frames, H height, W width; frames are RGB, uint8 [F,H,W,3].
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,20 @@ def read_frames(source: str | Path | bytes) -> np.ndarray:
     if size is None or not frames:
         raise StageError(f"{Path(source).name!r} has no frames: {log[-_LOG_CHARS:]}")
     return np.frombuffer(frames, np.uint8).reshape(-1, int(size["height"]), int(size["width"]), 3)
+
+
+def read_some_frames(path: str | Path, indices: Sequence[int], *, width: int, height: int) -> np.ndarray:
+    """The frames at these places, ascending, each made that size: uint8 [n,H,W,3]. No others are kept in memory.
+
+    StageError when the video is damaged or has no frame at one of the places.
+    """
+    chosen = "+".join(f"eq(n,{index})" for index in indices)
+    scale = f"scale={width}:{height}:out_range=pc:{_SCALER}"
+    output = ("-vf", f"select='{chosen}',{scale}", "-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo")
+    frames, log = _read_with_ffmpeg(path, *output)
+    if len(frames) != len(indices) * height * width * 3:
+        raise StageError(f"{Path(path).name!r} lacks some of its frames {list(indices)}: {log[-_LOG_CHARS:]}")
+    return np.frombuffer(frames, np.uint8).reshape(-1, height, width, 3)
 
 
 def probe(path: str | Path) -> VideoInfo:
