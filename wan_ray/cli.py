@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.checkpoint=/models/moved")
     replay.add_argument("--out", type=Path, metavar="FILE", help="keep the new clip here")
     replay.set_defaults(run=_replay)
+    key = commands.add_parser("key", help="make an API key for `wan-ray serve`; it is shown this once")
+    key.add_argument("name", help="whose it is; jobs belong to the name")
+    key.set_defaults(run=_key)
     debug = commands.add_parser("init-debug", help="write a tiny random checkpoint, a sample manifest and a config")
     debug.add_argument("folder", type=Path)
     debug.set_defaults(run=_init_debug)
@@ -221,6 +224,15 @@ def _replay(options: argparse.Namespace) -> int:
     result = replay(options.record, options.overrides, out=options.out)
     print(result)
     return OK if result.is_same else SOME_FAILED
+
+
+def _key(options: argparse.Namespace) -> int:
+    from wan_ray.serving.keys import key_line, new_key
+
+    key = new_key()
+    line = key_line(options.name, key)
+    print(f"key   {key}\nline  {line}")
+    return OK
 
 
 def _init_debug(options: argparse.Namespace) -> int:
