@@ -9,6 +9,8 @@
         GangError            ranks did not meet or lost each other: the gang is built anew and the row tried again
         ProgressError        what was saved of a clip is not this row's, or is damaged: start it at step 0
       ClipStoppedError       a clip was stopped at a step boundary, as asked; it can go on from what was saved
+      CancelledError         over HTTP: a job was ended because its owner asked
+      DeadlineError          over HTTP: a job was ended because it was late
       JobNotFoundError       over HTTP: this key has no such job; it never had, or the job was deleted or expired
       QueueFullError         over HTTP: no room for another job now; nothing was accepted
       StorageError           the output or input store refused or failed
@@ -53,6 +55,14 @@ class ProgressError(StageError):
 
 class ClipStoppedError(WanRayError):
     """A clip was stopped between two steps because someone asked; not a failure."""
+
+
+class CancelledError(WanRayError):
+    """A job's owner ended it."""
+
+
+class DeadlineError(WanRayError):
+    """A job did not end before its deadline."""
 
 
 class JobNotFoundError(WanRayError):
