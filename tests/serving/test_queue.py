@@ -1,6 +1,7 @@
 """The queue, with real stages in threads: every accepted job comes to one end, in order, and after any restart."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ from wan_ray.serving.jobs import Job, new_job_id
 from wan_ray.serving.queue import JobQueue
 from wan_ray.storage.records import Record
 
+_MS = itertools.count()
+
 
 def make_job(prompt: str = "a road", *, owner: str = "ann", **fields: object) -> Job:
-    now = time.time()
+    now = time.time() + next(_MS) / 1000  # ids tell milliseconds
     given = {"request": {"prompt": prompt, "seed": 1}, "model": "debug", **fields}
     return Job.model_validate({"id": new_job_id(now), "owner": owner, "created_at": now, **given})
 

@@ -16,9 +16,7 @@ import uvicorn
 
 from wan_ray.config import RenderConfig
 from wan_ray.errors import RequestError, StageError
-from wan_ray.serving.app import make_app
 from wan_ray.serving.jobs import JobStore
-from wan_ray.serving.keys import Keys
 from wan_ray.serving.queue import JobQueue, Lane, Tell
 from wan_ray.stages.items import Item, Row
 from wan_ray.stages.loader import StageLoader
@@ -126,12 +124,15 @@ def serving_app(
     *,
     models: Mapping[str, Path],
     serve: Mapping[str, object] | None = None,
-    keys: Keys | None = None,
+    keys: Any = None,
     step_s: float = 0.0,
     tell: Tell | None = None,
     defaults: Mapping[str, object] = SMALL,
 ) -> Iterator[ServingApp]:
     """Serve these models (checkpoint folder by variant) on a free port. With the same folder again, it is a restart."""
+    from wan_ray.serving.app import make_app
+    from wan_ray.serving.keys import Keys
+
     config = serving_config(folder, models, serve=serve, defaults=defaults)
     jobs, queue = JobStore(Store(str(config.output))), serving_queue(config, step_s=step_s, tell=tell)
     app = make_app(config, jobs=jobs, backend=queue, keys=keys or Keys.from_lines(""))

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -221,10 +222,9 @@ class JobQueue:
                     self._start(entry)
             self._wake.clear()
             soonest = min((e.not_before for e in self._state.waiting.values() if e.not_before > now), default=now + 60)
-            try:
-                await asyncio.wait_for(self._wake.wait(), soonest - now)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(soonest - now):  # wait_for() may lose a cancellation
+                    await self._wake.wait()
 
     def _start(self, entry: _Waiting) -> None:
         job, token = entry.job, secrets.token_hex(8)
