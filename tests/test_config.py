@@ -175,3 +175,14 @@ def test_a_config_travels_between_processes_and_cannot_be_changed():
     assert pickle.loads(pickle.dumps(config)) == config
     with pytest.raises(ValueError, match="frozen"):
         config.output = "elsewhere"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("entry", ["https://cdn.example.com", "*.example.com", "cdn.example.com/a", "10.0.0.0/33", ""])
+def test_a_media_host_that_could_never_match_is_refused(written, entry):
+    path = written(f"{MINIMAL}serve: {{allowed_media_hosts: ['{entry}']}}\n")
+    assert refusal(path).startswith(f"serve.allowed_media_hosts: {entry!r} is no host")
+
+
+def test_media_hosts_are_names_addresses_and_networks(written):
+    config = load_config(written(f"{MINIMAL}serve: {{allowed_media_hosts: [CDN.example.com, 10.0.0.0/8, '::1']}}\n"))
+    assert config.serve.allowed_media_hosts == ("cdn.example.com", "10.0.0.0/8", "::1")

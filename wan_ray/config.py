@@ -2,7 +2,9 @@
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +19,7 @@ from wan_ray.wording import in_words
 
 DType = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
 
 
 class _Section(BaseModel):
@@ -176,7 +179,8 @@ class ServeSection(_Section):
 
     keys_file has a line "name:sha256 of the key" for each API key; without keys, only a loopback host is allowed.
     max_queued bounds the jobs that wait, max_queued_per_key those of one key; requests_per_minute is per key and
-    ingress replica. Media by URL is fetched from allowed_media_hosts alone. Jobs are deleted keep_days after they came.
+    ingress replica. Media by URL is fetched from allowed_media_hosts alone: names, whose addresses must be public, and
+    addresses or networks, which may be private. Jobs are deleted keep_days after they came.
     """
 
     host: str = "127.0.0.1"
@@ -191,6 +195,20 @@ class ServeSection(_Section):
     max_inference_steps: int = Field(100, ge=1)
     allowed_media_hosts: tuple[str, ...] = ()
     keep_days: float = Field(7.0, gt=0)
+
+    @field_validator("allowed_media_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                ip_network(entry, strict=False)
+            except ValueError:
+                if not _HOST_NAME.fullmatch(entry):
+                    raise ValueError(
+                        f"{entry!r} is no host; use a name such as cdn.example.com, an address, or a network such as "
+                        "10.0.0.0/8"
+                    ) from None
+        return tuple(map(str.lower, value))
 
 
 class RenderConfig(_Section):
