@@ -227,11 +227,12 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _key(options: argparse.Namespace) -> int:
-    from wan_ray.serving.keys import key_line, new_key
+    from wan_ray.serving.keys import key_line, new_key, sha256_of
+    from wan_ray.serving.webhooks import webhook_secret
 
     key = new_key()
     line = key_line(options.name, key)
-    print(f"key   {key}\nline  {line}")
+    print(f"key             {key}\nwebhook secret  {webhook_secret(sha256_of(key))}\nline            {line}")
     return OK
 
 

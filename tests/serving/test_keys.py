@@ -1,4 +1,5 @@
 import hashlib
+import re
 import subprocess
 
 import pytest
@@ -110,7 +111,8 @@ def test_new_keys_are_long_and_never_the_same() -> None:
 
 def test_the_command_prints_a_key_and_the_line_that_admits_it(capsys) -> None:
     assert main(["key", "alice"]) == 0
-    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    said = dict(re.split(r"  +", line) for line in capsys.readouterr().out.splitlines())
+    assert list(said) == ["key", "webhook secret", "line"]
     assert said["line"] == f"alice:{hashlib.sha256(said['key'].encode()).hexdigest()}"
     assert Keys.from_lines(said["line"]).owner_of(f"Bearer {said['key']}") == "alice"
 

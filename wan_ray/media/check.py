@@ -35,6 +35,7 @@ _MEDIA: dict[str, tuple[str, Kind]] = {
     "first": ("vace.first", "image or video"),
     "last": ("vace.last", "image or video"),
 }
+KINDS = dict(_MEDIA.values())  # by that name
 _MAX_KEPT = 4096
 
 
@@ -60,7 +61,7 @@ class MediaCheck:
         self.num_opened += 1
         fault = None
         try:
-            _check(*_MEDIA[name], source)
+            check_source(_MEDIA[name][0], source)
         except RequestError as error:
             fault = str(error)
         if source[:5].lower() != "data:":
@@ -70,10 +71,12 @@ class MediaCheck:
         return fault
 
 
-def _check(what: str, kind: Kind, source: str) -> None:
+def check_source(what: str, source: str | bytes) -> None:
+    """As MediaCheck, of one source; `what` is its name in messages, such as "image" or "vace.first"."""
+    kind = KINDS[what]
     if kind == "image":
         check_image(source, what=what)
-    elif is_folder(source, what=what):
+    elif isinstance(source, str) and is_folder(source, what=what):
         file, data = next(read_folder(source, what=what))
         decode_image(data, what=f"{what}: {name_of(source)}: {file!r}")
     elif kind == "image or video" and looks_like_image(read_head(source, what=what, max_bytes=MAX_VIDEO_BYTES)[0]):
@@ -82,7 +85,7 @@ def _check(what: str, kind: Kind, source: str) -> None:
         _check_video(what, source)
 
 
-def _check_video(what: str, source: str) -> None:
+def _check_video(what: str, source: str | bytes) -> None:
     with local_sketch(source, what=what) as (path, is_whole):
         try:
             _check_first_frame(path, what=f"{what}: {name_of(source)}")

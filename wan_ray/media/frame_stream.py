@@ -31,6 +31,7 @@ _FRAME = re.compile(
 # What it says about opening names a temporary file of ours.
 _COMPLAINT = re.compile(r"\[(?:error|fatal)\] (?!Error opening)(.*)")
 _ALPHA = re.compile(r"rgba|bgra|argb|abgr|gbra|yuva|ya8|ya16|pal8")
+_COUNTED = re.compile(r"^frame=(\d+)", re.MULTILINE)
 _MAX_COMPLAINTS = 3
 
 
@@ -80,13 +81,24 @@ def stream_frames(path: Path, *, what: str) -> Generator[TimedFrame, None, None]
         cast(BinaryIO, process.stdout).close()
 
 
-def _command(path: Path) -> list[str]:
+def count_frames(path: Path, *, at_most: int) -> int:
+    """How many frames the video holds, up to at_most + 1, by its packets: none is decoded."""
+    counted = ["-c", "copy", "-frames:v", str(at_most + 1), "-f", "null", "-progress", "pipe:1", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-nostats", "-v", "error", *_source(path), *counted]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return max(map(int, _COUNTED.findall(done.stdout)), default=0)
+
+
+def _source(path: Path) -> list[str]:
     trusted = ["-protocol_whitelist", "file", "-format_whitelist", _FORMATS, "-max_pixels", str(MAX_PICTURE_PIXELS)]
-    source = ["-xerror", "-threads", "1", *trusted, "-i", f"file:{path.absolute()}", "-map", "0:V:0"]
+    return ["-xerror", "-threads", "1", *trusted, "-i", f"file:{path.absolute()}", "-map", "0:V:0"]
+
+
+def _command(path: Path) -> list[str]:
     # showinfo says each frame's time on stderr before its pixels come; passthrough neither drops nor repeats any.
     frames = ["-vf", "showinfo=checksum=0,format=rgba", "-sws_flags", _SCALER, "-fps_mode", "passthrough"]
     level = ["-hide_banner", "-nostdin", "-nostats", "-v", "level+info", "-filter_threads", "1"]
-    return [imageio_ffmpeg.get_ffmpeg_exe(), *level, *source, *frames, "-f", "rawvideo", "pipe:1"]
+    return [imageio_ffmpeg.get_ffmpeg_exe(), *level, *_source(path), *frames, "-f", "rawvideo", "pipe:1"]
 
 
 class _Log:

@@ -49,6 +49,11 @@ def check_image(source: str | bytes, *, what: str = "image", max_bytes: int = MA
         _opened(read_source(source, what=what, max_bytes=max_bytes), name)
 
 
+def picture_size(data: bytes, *, what: str) -> tuple[int, int]:
+    """Width and height that an image file's header states; RequestError as decode_image, no pixel is decoded."""
+    return _opened(data, what).size
+
+
 def decode_image(data: bytes, *, what: str) -> np.ndarray:
     """As load_image, of an image file's bytes; `what` names the file in messages."""
     image = _opened(data, what)
