@@ -151,7 +151,8 @@ def test_the_official_client_refuses_another_body_and_an_old_delivery(
     with receiver(says(200)) as (url, got):
         of = job(url)
         deliver(of)
-        monkeypatch.setattr(webhooks_module.time, "time", lambda now=time.time(): now - 400)
+        old = time.time() - 400
+        monkeypatch.setattr(webhooks_module.time, "time", lambda: old)
         deliver(of)
     changed = Delivery(got[0].path, got[0].headers, got[0].body.replace("completed", "failed"))
     assert unwrapped(openai_3_54, [(changed, secret), (got[1], secret)]) == ["invalid", "invalid"]
@@ -189,6 +190,10 @@ def test_a_receiver_that_is_not_there_is_tried_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert not deliver(job(f"http://127.0.0.1:{port}/"))
+
+
+def test_a_receiver_whose_name_does_not_resolve_now_is_tried_again() -> None:
+    assert not deliver(job("http://no.such.host.invalid/"))
 
 
 def test_a_redirect_is_not_followed() -> None:

@@ -33,7 +33,7 @@ def check_media(field: str, data: bytes) -> None:
 def _check_picture(field: str, width: int, height: int) -> None:
     if width * height > MAX_PICTURE_PIXELS:
         raise RequestError(
-            f"{field} is {width}x{height}; at most {MAX_PICTURE_PIXELS} pixels of a picture are decoded: make it smaller"
+            f"{field} is {width}x{height}; at most {MAX_PICTURE_PIXELS} pixels are decoded of a picture: shrink it"
         )
 
 

@@ -25,6 +25,7 @@ MAX_URL_CHARS = 4096  # signed URLs of object stores take about 2000
 FETCH_TIMEOUT_S = 30.0
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NO_ADDRESS = "{}: the host has no address; correct the URL"
 # Names that strangers give may take long to resolve: in threads of their own, they keep nobody else waiting.
 _RESOLVERS = ThreadPoolExecutor(8, thread_name_prefix="resolve")
 # Of IPv6 only what is routed between networks; each of these holds an IPv4 address, which counts instead.
@@ -70,6 +71,8 @@ async def fetch_media(url: str, *, allowed_hosts: Sequence[str], max_bytes: int,
         message = str(error)
     except TimeoutError:
         message = f"{name_of(url)} took more than {FETCH_TIMEOUT_S:.0f} s; send the file itself"
+    except (socket.gaierror, UnicodeError):
+        message = _NO_ADDRESS.format(name_of(url))
     except (aiohttp.ClientError, OSError, ValueError) as error:
         message = f"{name_of(url)} cannot be fetched: {type(error).__name__}; send the file itself"
     raise ApiError(400, "invalid_media_url", message if param is None else f"{param}: {message}", param=param)
@@ -78,7 +81,10 @@ async def fetch_media(url: str, *, allowed_hosts: Sequence[str], max_bytes: int,
 async def check_reachable(url: str, allowed_hosts: Sequence[str]) -> URL:
     """The URL of any host, whose addresses are public or listed; RequestError when it is not."""
     target = parse_url(url)
-    await _addresses(target, Hosts(allowed_hosts))
+    try:
+        await _addresses(target, Hosts(allowed_hosts))
+    except (OSError, UnicodeError):
+        raise RequestError(_NO_ADDRESS.format(name_of(url))) from None
     return target
 
 
@@ -146,13 +152,13 @@ async def _body(answer: aiohttp.ClientResponse, target: URL, max_bytes: int) -> 
 
 
 async def _addresses(target: URL, hosts: Hosts) -> list[ResolveResult]:
-    """Where the target may be connected to; RequestError unless all of its host's addresses may."""
+    """Where the target may be connected to; RequestError unless all of its host's addresses may.
+
+    OSError when it has none now, UnicodeError when it is no name.
+    """
     host, port = target.raw_host or "", target.port or 0
     lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    try:
-        found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, lookup)
-    except (OSError, UnicodeError):
-        raise RequestError(f"{name_of(str(target))}: the host has no address; correct the URL") from None
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, lookup)
     for *_, address in found:
         _check_address(ip_address(address[0]), target, hosts)
     return [
