@@ -36,7 +36,8 @@ class Job(BaseModel):
     """An accepted job. request is a manifest row whose id is the job's; media in it is stored under the output.
 
     owner is the name of the API key, "local" where there are none. model, seconds and size are echoed as the client
-    gave them. Times are seconds since 1970. The smaller the priority, the earlier it runs.
+    gave them. Times are seconds since 1970. The smaller the priority, the earlier it runs. idempotency_key is the
+    client's for the request that made the job.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +55,7 @@ class Job(BaseModel):
     webhook_url: str | None = None
     metadata: dict[str, str] = {}
     remixed_from: str | None = None
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +120,15 @@ class JobStore:
 
     def reserve(self, owner: str, idempotency_key: str, *, body_sha256: str, job_id: str) -> tuple[str, str]:
         """(body hash, job id) that stand for the owner's key: these, or those of the first that came with it."""
-        said = json.dumps([body_sha256, job_id]).encode()
-        key = f"{_KEYS}/{hashlib.sha256(json.dumps([owner, idempotency_key]).encode()).hexdigest()}"
-        if not self.store.create(key, said):
-            said = self.store.get(key)
-        found: tuple[str, str] = tuple(json.loads(said))
+        self.store.create(_reserved_key(owner, idempotency_key), json.dumps([body_sha256, job_id]).encode())
+        return self.reserved(owner, idempotency_key) or (body_sha256, job_id)
+
+    def reserved(self, owner: str, idempotency_key: str) -> tuple[str, str] | None:
+        """What reserve() said of the key, if it was asked before, and its job was not deleted since."""
+        key = _reserved_key(owner, idempotency_key)
+        if not self.store.exists(key):
+            return None
+        found: tuple[str, str] = tuple(json.loads(self.store.get(key)))
         return found
 
     def pending(self) -> Iterator[Job]:
@@ -146,6 +152,8 @@ class JobStore:
     def delete(self, job: Job) -> None:
         """Remove the job and all that belongs to it. Whoever still works at it removes what it writes (see wipe)."""
         self.store.delete(_job_key(job.owner, job.id))
+        if job.idempotency_key is not None:
+            self.store.delete(_reserved_key(job.owner, job.idempotency_key))
         self.wipe(job.id)
         self.settle(job)
 
@@ -195,6 +203,10 @@ def created_at(job_id: str) -> float:
 
 def _job_key(owner: str, job_id: str) -> str:
     return f"{JOBS}/{owner}~{job_id}.json"
+
+
+def _reserved_key(owner: str, idempotency_key: str) -> str:
+    return f"{_KEYS}/{hashlib.sha256(json.dumps([owner, idempotency_key]).encode()).hexdigest()}"
 
 
 def _pending_key(job_id: str) -> str:

@@ -1,0 +1,99 @@
+"""What /openapi.json says of bodies and errors, which the routes read themselves."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from wan_ray.request import MEDIA_FIELDS, RenderRequest
+from wan_ray.serving.schemas import ErrorAnswer
+
+_REF = "#/components/schemas/{model}"
+_MEANINGS = {
+    400: "The request breaks a rule, which the message states.",
+    401: "No API key, or none of this server's.",
+    404: "There is no such video, model or operation for this key.",
+    409: "It contradicts what was done before; the same request fails again.",
+    413: "The body is larger than this server takes.",
+    415: "The body is neither JSON nor multipart/form-data.",
+    416: "The range has none of the clip's bytes.",
+    429: "Too many requests or waiting jobs; nothing was accepted. See retry-after.",
+    500: "The server failed; its log has the x-request-id.",
+    503: "The queue or the store cannot be reached now. See retry-after.",
+}
+_ALWAYS = (401, 429, 500, 503)
+_JOB_PROPERTIES: dict[str, dict[str, Any]] = {
+    "model": {"type": "string", "description": "One of /v1/models; else the first that renders the task."},
+    "seconds": {"type": "string", "description": "Length of the clip, to the nearest 4n+1 frames at its rate."},
+    "size": {"type": "string", "description": "Width x height in pixels, multiples of 16.", "example": "832x480"},
+    "priority": {"type": "integer", "minimum": -100, "maximum": 100, "description": "The smaller, the earlier."},
+    "deadline_s": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 604800,
+        "description": "Seconds from now, after which the job is ended and counts as failed.",
+    },
+    "webhook_url": {"type": "string", "description": "Told, signed, when the job ends."},
+    "metadata": {
+        "type": "object",
+        "additionalProperties": {"type": "string", "maxLength": 512},
+        "maxProperties": 16,
+        "description": "Given back with the video.",
+    },
+}
+_SOURCE = {"type": "string", "description": "A data: URL, or an http(s) URL of a host that this server fetches from."}
+_FILE = {"type": "string", "format": "binary"}
+_CLIP = {"type": "string", "description": "The id of a completed video, a data: URL or an http(s) URL."}
+_EXAMPLES = {
+    "text to video": {"prompt": "a cat on a skateboard", "seconds": "5", "size": "832x480", "seed": 7},
+    "image to video": {"prompt": "she waves", "task": "i2v", "input_reference": "data:image/png;base64,iVBORw0KGgo="},
+}
+
+
+def body_of(*needed: str, clip: bool = False, examples: dict[str, Any] | None = None) -> dict[str, Any]:
+    """For a route's openapi_extra: a body as JSON and as a form, with the fields it must have."""
+    content = {}
+    for kind, source in (("application/json", _SOURCE), ("multipart/form-data", _FILE)):
+        schema = _body_schema(source)
+        schema["required"] = list(needed)
+        if clip:
+            schema["properties"]["video"] = _CLIP if source is _SOURCE else _FILE
+        content[kind] = {"schema": schema}
+    content["application/json"]["examples"] = {
+        name: {"value": value} for name, value in (_EXAMPLES if examples is None else examples).items()
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's responses: these, and those that any route may answer."""
+    return {
+        status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in sorted({*statuses, *_ALWAYS})
+    }
+
+
+def add_docs_(app: FastAPI) -> None:
+    """Make app.openapi() say what is answered: our errors, not the framework's, and VACE's modes."""
+    generate = app.openapi
+
+    def documented() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)  # we answer 400
+            components = schema["components"]["schemas"]
+            components.pop("HTTPValidationError", None)
+            components.pop("ValidationError", None)
+            components |= RenderRequest.model_json_schema(ref_template=_REF)["$defs"]
+        return app.openapi_schema or {}
+
+    app.openapi = documented
+
+
+def _body_schema(source: dict[str, Any]) -> dict[str, Any]:
+    fields = RenderRequest.model_json_schema(ref_template=_REF)["properties"]
+    properties = {name: field for name, field in fields.items() if name != "id"}
+    properties |= dict.fromkeys(MEDIA_FIELDS, source) | _JOB_PROPERTIES
+    properties["reference_images"] = {"type": "array", "items": source, "maxItems": 16}
+    properties["input_reference"] = {**source, "description": "OpenAI's name of image."}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
