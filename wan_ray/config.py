@@ -64,8 +64,9 @@ class ModelSection(_Section):
     preset names the sampler settings that distilled adapters need; a row and the run's defaults may override them.
     dtype "auto" is bfloat16 on a GPU and float32 on a CPU; the VAE always computes in float32.
     gang says which GPUs render one clip; "auto" chooses by what the shapes need; without one, a clip takes one worker.
-    offload "blocks" keeps the DiT's blocks in host memory and fetches them in time; "model" moves whole models out of
-    the GPU between their uses.
+    offload "blocks" keeps the DiT's blocks in host memory and fetches them in time; "model" moves the whole DiT out of
+    the GPU between its uses. vae_tile has the VAE decode at most so many pixels each way at a time, for a GPU that
+    stages share; the frames are the same.
     """
 
     variant: str
@@ -77,6 +78,7 @@ class ModelSection(_Section):
     device: Device = "auto"
     gang: GangSection | Literal["auto"] | None = None
     offload: Literal["none", "model", "blocks"] = "none"
+    vae_tile: int | None = Field(None, ge=64, multiple_of=8)
     cache_dir: str = "~/.cache/wan_ray"
 
     @field_validator("preset")

@@ -78,6 +78,6 @@ class Renderer:
         resolved = resolve(request, self.variant)
         item = Item(name="", id=resolved.id, row=None, request=resolved, prompt=resolved.prompt)
         denoised = self.denoise(self.encode(item), on_step)
+        frames, _ = self.decode.with_frames(denoised, lambda chunks: np.concatenate(list(chunks)))
         latents = denoised.tensors["latents"]
-        frames = np.concatenate(list(self.decode.frames(latents)))
         return Rendered(frames=frames, latents=latents, request=denoised.sound, inputs=denoised.inputs)

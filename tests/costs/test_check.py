@@ -47,6 +47,8 @@ def followed(run: Mapping[str, Any], advice: str) -> dict[str, Any]:
         model["gang"] = yaml.safe_load(found[1])
     if found := re.search(r"offload[:=] ?(\w+)", advice):
         model["offload"] = found[1]
+    if found := re.search(r"vae_tile=(\d+)", advice):
+        model["vae_tile"] = int(found[1])
     if found := re.search(r"strategy: (\w+)", advice):
         model["gang"]["strategy"] = found[1]
     if found := re.search(r"use hardware.gpu=(\S+)", advice):
@@ -120,12 +122,21 @@ def test_a_clip_too_large_for_a_gpu_names_a_gpu_that_has_the_memory() -> None:
     check_layout(RenderConfig.model_validate(followed(run, message)), {long: 10})
 
 
-def test_a_stage_too_large_for_a_gpu_goes_to_the_cpus() -> None:
+def test_a_decoder_too_large_for_a_gpu_works_in_tiles() -> None:
     run = run_of(hardware={"gpu": "A10G-24GB", "num_gpus": 8}, encode={"num_gpus": 0}, model={"offload": "blocks"})
     huge = LARGE._replace(width=1920, height=1088, num_frames=33)
     message = refusal(run, huge)
-    assert message.endswith("set stages.decode.num_gpus=0 to do that on CPUs, or take a GPU with more memory")
+    assert message.endswith("set model.vae_tile=256")
     check_layout(RenderConfig.model_validate(followed(run, message)), {huge: 10})
+
+
+def test_a_stage_too_large_for_a_gpu_goes_to_the_cpus() -> None:
+    model = {"variant": "i2v-14B-720P", "offload": "blocks"}
+    run = run_of(hardware={"gpu": "A10G-24GB", "num_gpus": 8}, decode={"num_gpus": 0}, model=model)
+    large = LARGE._replace(variant="i2v-14B-720P", task="i2v")
+    message = refusal(run, large)
+    assert message.endswith("set stages.encode.num_gpus=0 to do that on CPUs, or take a GPU with more memory")
+    check_layout(RenderConfig.model_validate(followed(run, message)), {large: 10})
 
 
 def test_the_other_stages_must_leave_a_rank_room() -> None:

@@ -176,6 +176,21 @@ def test_the_vae_keeps_as_many_bytes_as_predicted(width: int, height: int, num_f
         assert encode_memory(architecture_of(bucket.variant), bucket) == pytest.approx(peak, rel=0.02)
 
 
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize(("width", "height", "num_frames", "tile"), [(832, 480, 5, 256), (1024, 1024, 1, 512)])
+def test_the_vae_keeps_as_many_bytes_as_predicted_in_tiles(width: int, height: int, num_frames: int, tile: int) -> None:
+    bucket = Bucket("t2v-14B", "t2v", width, height, num_frames, 40)
+    with torch.device("meta"):
+        vae = WanVAE(VAEArchitecture(base_dim=96, num_res_blocks=2))
+        latents = torch.empty(1, 16, bucket.num_latent_frames, height // 8, width // 8)
+    decoded = counted(lambda: [None for _ in vae.decode_chunks(latents, tile=tile // 8)])
+    # In host memory: the clip's frames, and its 384 features at the latents' scale.
+    on_host = 4 * width * height * (3 * num_frames + 384 * bucket.num_latent_frames // 64)
+    on_device = 4 * VAE_PARAMETERS + CONTEXT_BYTES + FRAGMENTATION * (decoded.peak - on_host)
+    assert decode_memory(bucket, tile=tile) == pytest.approx(on_device, rel=0.03)
+    assert decode_memory(bucket, tile=tile) < decode_memory(bucket) / 2
+
+
 def test_weights_of_the_release_are_as_large_as_published() -> None:
     # GB in bfloat16, of which some parameters are float32 here; umT5; CLIP, of which the last block is not loaded.
     for variant, size in (("t2v-1.3B", 2.84), ("t2v-14B", 28.6), ("i2v-14B-720P", 32.8), ("vace-14B", 34.7)):

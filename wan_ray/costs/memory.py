@@ -24,6 +24,8 @@ VAE_PARAMETERS = 126_892_531
 # Live bytes of the VAE per pixel of a frame while it makes four frames of one latent frame, or one of the first; and
 # the other way round.
 _DECODE_BYTES, _DECODE_FIRST_BYTES, _ENCODE_BYTES = 18_723, 10_611, 14_903
+# The same of what is never tiled, and the pixels beside a tile that count like its own.
+_UNTILED_BYTES, _TILE_BORDER = 724, 8
 _BLOCKS_AT_WORK = 2  # the one at work and the one on its way, sharded or offloaded
 
 
@@ -185,7 +187,19 @@ def encode_memory(architecture: DiTArchitecture, bucket: Bucket, *, dtype_bytes:
     return total
 
 
-def decode_memory(bucket: Bucket) -> float:
-    """Of a worker with the VAE."""
+def decode_memory(bucket: Bucket, *, tile: int | None = None) -> float:
+    """Of a worker with the VAE, which decodes tiles of at most so many pixels each way at a time if a tile is given."""
     live = _DECODE_FIRST_BYTES if bucket.num_frames == 1 else _DECODE_BYTES
-    return VAE_PARAMETERS * _FLOAT32 + FRAGMENTATION * live * bucket.num_pixels + CONTEXT_BYTES
+    features = live * bucket.num_pixels
+    if tile is not None:
+        shape = bucket.sized()
+        pixels = _tile_edge(shape.width, tile) * _tile_edge(shape.height, tile)
+        features = max(live * pixels, _UNTILED_BYTES * bucket.num_pixels)
+    return VAE_PARAMETERS * _FLOAT32 + FRAGMENTATION * features + CONTEXT_BYTES
+
+
+def _tile_edge(size: int, tile: int) -> int:
+    """Pixels of the longest of equal tiles, with its borders on the others."""
+    latents = size // 8
+    count = -(-latents // (tile // 8))
+    return min(size, 8 * -(-latents // count) + min(count - 1, 2) * _TILE_BORDER)

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_ray.errors import CheckpointError, RequestError
+from wan_ray.model.tiles import run_in_tiles_
 from wan_ray.model.vae_layers import (
     AttentionBlock,
     CausalConv3d,
     Downsample,
     FeatureCache,
+    Head,
     ResidualBlock,
-    RMSNorm,
     Upsample,
 )
 
@@ -108,14 +108,25 @@ class Encoder3d(nn.Module):
             if level < len(architecture.temporal_downsample):
                 self.downsamples.append(Downsample(out_dim, temporal=architecture.temporal_downsample[level]))
         self.middle = _middle(dims[-1])
-        self.head = _head(dims[-1], 2 * architecture.z_dim)
+        self.head = Head(dims[-1], 2 * architecture.z_dim)
 
     def forward(self, video_BCFHW: Tensor, cache: FeatureCache) -> Tensor:
         """[B, 2 * z_dim, 1, H / 8, W / 8] from the clip's first frame or its next four."""
-        x = self.conv1(video_BCFHW, cache)
-        for layer in self.downsamples:
+        x = video_BCFHW
+        for layer in self.layers_from_pixels():
             x = layer(x, cache)
-        return _apply_head(self.head, _apply_middle(self.middle, x, cache), cache)
+        return self.finish(x, cache)
+
+    def layers_from_pixels(self) -> list[nn.Module]:
+        """Those that see no further than their convolutions: until frames have the latents' scale."""
+        last = max(index for index, layer in enumerate(self.downsamples) if isinstance(layer, Downsample))
+        return [self.conv1, *self.downsamples[: last + 1]]
+
+    def finish(self, x_BCTHW: Tensor, cache: FeatureCache) -> Tensor:
+        """The rest, which is to see whole frames."""
+        for layer in self.downsamples[len(self.layers_from_pixels()) - 1 :]:
+            x_BCTHW = layer(x_BCTHW, cache)
+        return self.head(_apply_middle(self.middle, x_BCTHW, cache), cache)
 
 
 class Decoder3d(nn.Module):
@@ -135,14 +146,29 @@ class Decoder3d(nn.Module):
                 self.upsamples.append(ResidualBlock(in_dim if block == 0 else out_dim, out_dim))
             if level < len(temporal_upsample):
                 self.upsamples.append(Upsample(out_dim, temporal=temporal_upsample[level]))
-        self.head = _head(dims[-1], 3)
+        self.head = Head(dims[-1], 3)
 
     def forward(self, latents_BCTHW: Tensor, cache: FeatureCache) -> Tensor:
         """[B, 3, 1 or 4, 8 * H, 8 * W] from one latent frame: one frame from the clip's first, then four from each."""
-        x = _apply_middle(self.middle, self.conv1(latents_BCTHW, cache), cache)
-        for layer in self.upsamples:
+        x = self.begin(latents_BCTHW, cache)
+        for layer in self.layers_to_pixels():
             x = layer(x, cache)
-        return _apply_head(self.head, x, cache)
+        return x
+
+    def begin(self, latents_BCTHW: Tensor, cache: FeatureCache) -> Tensor:
+        """What is to see whole frames, and all else at the latents' scale."""
+        x = _apply_middle(self.middle, self.conv1(latents_BCTHW, cache), cache)
+        for layer in self.upsamples[: self._first_upsample]:
+            x = layer(x, cache)
+        return x
+
+    def layers_to_pixels(self) -> list[nn.Module]:
+        """The rest, which sees no further than its convolutions."""
+        return [*self.upsamples[self._first_upsample :], self.head]
+
+    @property
+    def _first_upsample(self) -> int:
+        return next(index for index, layer in enumerate(self.upsamples) if isinstance(layer, Upsample))
 
 
 class WanVAE(nn.Module):
@@ -160,10 +186,11 @@ class WanVAE(nn.Module):
         self.decoder = Decoder3d(architecture)
         self.requires_grad_(False)
 
-    def encode(self, video_BCFHW: Tensor) -> Tensor:
+    def encode(self, video_BCFHW: Tensor, *, tile: int | None = None) -> Tensor:
         """Latents [B, 16, T, H / 8, W / 8] of frames in [-1, 1]: the mean, scaled as the DiT expects it.
 
-        RequestError unless the frames are 4n+1; upstream would drop the rest.
+        With a tile, features of only so many latents each way are held at a time. RequestError unless the frames are
+        4n+1; upstream would drop the rest.
         """
         batch_size, _, num_frames, height, width = video_BCFHW.shape
         stride, scale = self.architecture.temporal_stride, self.architecture.spatial_stride
@@ -176,22 +203,61 @@ class WanVAE(nn.Module):
         )
         mean, std = _latent_statistics(latents_BCTHW)
         cache: FeatureCache = {}
-        for index in range(num_latent_frames):
-            chunk = video_BCFHW[:, :, max(0, stride * (index - 1) + 1) : stride * index + 1]
-            moments = self.conv1(self.encoder(_channels_last(chunk), cache), cache)
+        chunks = [
+            video_BCFHW[:, :, max(0, stride * (index - 1) + 1) : stride * index + 1]
+            for index in range(num_latent_frames)
+        ]
+        if tile is None:
+            all_moments = (self.encoder(_channels_last(chunk), cache) for chunk in chunks)
+        else:
+            all_moments = self._encode_tiles(chunks, tile, cache)
+        for index, x in enumerate(all_moments):
+            moments = self.conv1(x, cache)
             latents_BCTHW[:, :, index : index + 1] = (moments[:, : self.architecture.z_dim] - mean) / std
         return latents_BCTHW
 
-    def decode_chunks(self, latents_BCTHW: Tensor) -> Iterator[Tensor]:
+    def _encode_tiles(self, chunks: Sequence[Tensor], tile: int, cache: FeatureCache) -> Iterator[Tensor]:
+        """As the encoder: features at the latents' scale of one tile after the other, and then the rest."""
+        first, layers, scale = chunks[0], self.encoder.layers_from_pixels(), self.architecture.spatial_stride
+        dim = self.architecture.base_dim * self.architecture.dim_mult[-2]
+        height, width = (size // scale for size in first.shape[3:])
+        features = [torch.empty(len(first), dim, 1, height, width) for _ in chunks]
+        run_in_tiles_(layers, chunks, features, first_scale=scale, most=tile)
+        return (self.encoder.finish(_channels_last(x.to(first.device)), cache) for x in features)
+
+    def decode_chunks(self, latents_BCTHW: Tensor, *, tile: int | None = None) -> Iterator[Tensor]:
         """Frames in [-1, 1], first [B, 3, 1, 8 * H, 8 * W], then [B, 3, 4, ...] per latent frame.
 
-        Holds two frames of features per layer between chunks, however long the clip is.
+        Holds two frames of features per layer between chunks, however long the clip is. With a tile, only of so many
+        latents each way; then frames come on the CPU, which holds all of the clip's before the first one comes.
         """
-        mean, std = _latent_statistics(latents_BCTHW)
+        if tile is not None:
+            yield from self._decode_tiles(latents_BCTHW, tile)
+            return
         cache: FeatureCache = {}
-        for latent_BCTHW in latents_BCTHW.split(1, dim=2):
-            x = self.conv2(_channels_last(latent_BCTHW * std + mean), cache)
-            yield self.decoder(x, cache).clamp_(-1, 1)
+        for x in self._unscaled(latents_BCTHW):
+            yield self.decoder(self.conv2(x, cache), cache).clamp_(-1, 1)
+
+    def _unscaled(self, latents_BCTHW: Tensor) -> Iterator[Tensor]:
+        """Latents as the decoder takes them, frame by frame."""
+        mean, std = _latent_statistics(latents_BCTHW)
+        return (_channels_last(latent_BCTHW * std + mean) for latent_BCTHW in latents_BCTHW.split(1, dim=2))
+
+    def _decode_tiles(self, latents_BCTHW: Tensor, tile: int) -> Iterator[Tensor]:
+        """Features at the latents' scale of the whole clip, then all frames of one tile after the other."""
+        cache: FeatureCache = {}
+        features = [
+            _in_host_memory(self.decoder.begin(self.conv2(x, cache), cache)) for x in self._unscaled(latents_BCTHW)
+        ]
+        cache.clear()
+        batch_size, _, num_latent_frames, height, width = latents_BCTHW.shape
+        stride, scale = self.architecture.temporal_stride, self.architecture.spatial_stride
+        chunks = [
+            torch.empty(batch_size, 3, 1 if index == 0 else stride, height * scale, width * scale)
+            for index in range(num_latent_frames)
+        ]
+        run_in_tiles_(self.decoder.layers_to_pixels(), features, chunks, first_scale=1, most=tile)
+        return (chunk.clamp_(-1, 1) for chunk in chunks)
 
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
         """The whole clip [B, 3, F, 8 * H, 8 * W], frames in [-1, 1]."""
@@ -215,14 +281,6 @@ def _apply_middle(middle: nn.ModuleList, x_BCTHW: Tensor, cache: FeatureCache) -
     return last(attention(first(x_BCTHW, cache)), cache)
 
 
-def _head(dim: int, out_channels: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"0": RMSNorm(dim, num_trailing_dims=3), "2": CausalConv3d(dim, out_channels)})
-
-
-def _apply_head(head: nn.ModuleDict, x_BCTHW: Tensor, cache: FeatureCache) -> Tensor:
-    return head["2"](F.silu(head["0"](x_BCTHW), inplace=True), cache)
-
-
 def _channels_last(x_BCTHW: Tensor) -> Tensor:
     """Channels last in memory: in this layout convolutions and norms are fastest, and every layer keeps it."""
     return x_BCTHW.contiguous(memory_format=torch.channels_last_3d)
@@ -232,3 +290,7 @@ def _latent_statistics(latents_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, each [16, 1, 1, 1]; no buffers, whose names the checkpoint lacks."""
     mean, std = (latents_BCTHW.new_tensor(values).view(-1, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD))
     return mean, std
+
+
+def _in_host_memory(x_BCTHW: Tensor) -> Tensor:
+    return torch.empty(x_BCTHW.shape).copy_(x_BCTHW)

@@ -97,6 +97,17 @@ class ResidualBlock(nn.Module):
         return h.add_(x_BCTHW if self.shortcut is None else self.shortcut(x_BCTHW, cache))
 
 
+class Head(nn.ModuleDict):
+    """Norm, SiLU and the last convolution; numbered as in the released nn.Sequential."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__({"0": RMSNorm(in_channels, num_trailing_dims=3), "2": CausalConv3d(in_channels, out_channels)})
+
+    def forward(self, x_BCTHW: Tensor, cache: FeatureCache) -> Tensor:
+        """[B, out_channels, T, H, W]."""
+        return self["2"](F.silu(self["0"](x_BCTHW), inplace=True), cache)
+
+
 class AttentionBlock(nn.Module):
     """Self-attention inside each frame, one head."""
 

@@ -50,7 +50,7 @@ class Item:
     """One manifest row on its way. name, attempt and content are its record's; request is None when it broke a rule.
 
     seconds: per stage so far. weights: fingerprints of the model parts used. rendered_on: the DiT's device, dtype and
-    layout of ranks. tensors: what the next stage needs.
+    layout of ranks, and what was done for want of memory. tensors: what the next stage needs.
     inputs: which frames of its sources it shows, and where their pixels went.
     """
 

@@ -91,7 +91,7 @@ class StageLoader:
 
     def decode(self) -> DecodeStage:
         """The VAE's stage."""
-        return DecodeStage.load(self.checkpoint(), device=self.device, video=self.video)
+        return DecodeStage.load(self.checkpoint(), device=self.device, video=self.video, tile=self.model.vae_tile)
 
 
 def check_variant(name: str, found: DiTArchitecture) -> None:
