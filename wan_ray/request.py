@@ -6,8 +6,9 @@ module a request is trusted.
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
@@ -25,13 +26,15 @@ from wan_ray.columns import misspelt
 from wan_ray.errors import RequestError
 from wan_ray.row_values import Count, Media, Number, content_id, jsonable, map_of_pairs, plain, text_of_number
 from wan_ray.vace_request import VaceMode, inferred_mode, media_of, options_of, parse_vace
-from wan_ray.variants import TASK_DEFAULTS, TASKS, Preset, Solver, Task, Variant
+from wan_ray.variants import TASK_DEFAULTS, Preset, Solver, Task, Variant
 from wan_ray.wording import in_words
 
 MAX_PROMPT_CHARS = 5000
 MAX_SIDE = 16384  # the rotary table has 1024 positions of 16 pixels per axis
 MAX_FRAMES = 4093  # 1024 latent frames
 MAX_SEED = 2**63 - 1
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 T = TypeVar("T")
 Compat = Literal["released"]
@@ -42,6 +45,10 @@ _MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (m
     "i2v": (("image",), ()),
     "flf2v": (("image", "last_image"), ()),
     "vace": ((), ("control_video", "mask_video", "reference_images")),
+}
+_UNFIT: dict[object, frozenset[str]] = {  # task -> fields whose defaults mean nothing to it
+    task: frozenset(MEDIA_FIELDS).difference(*media) | (frozenset() if task == "vace" else {"context_scale"})
+    for task, media in _MEDIA_OF.items()
 }
 
 
@@ -77,7 +84,7 @@ def _not_blank(value: str) -> str:
 
 
 def _sound_id(value: str) -> str:
-    if not value.strip() or len(value) > 500 or any(ord(c) < 32 for c in value):
+    if not value.strip() or len(value) > 500 or _CONTROL.search(value):
         raise ValueError(f"{value[:40]!r} must be 1 to 500 characters without control characters")
     return value
 
@@ -142,8 +149,10 @@ class RenderRequest(BaseModel):
         return broken + self._media_rules()
 
     def _media_rules(self) -> list[str]:
-        broken = []
+        broken: list[str] = []
         given = [f for f in MEDIA_FIELDS if getattr(self, f)]
+        if not given and self.vace is None and not _MEDIA_OF[self.task][0]:
+            return broken
         if self.vace is not None and self.task == "vace":
             broken += self._vace_rules(self.vace, given)
             needed, optional, kind, name = self.vace.needs, self.vace.takes, "mode", self.vace.mode
@@ -235,12 +244,11 @@ def parse_row(row: Mapping[str, object], defaults: Mapping[str, object] | None =
 def _fitting(defaults: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
     """Without what means nothing to the row's task: a manifest may mix tasks, its defaults need not suit all."""
     task = given.get("task", defaults.get("task", "t2v"))
-    needed, optional = _MEDIA_OF[task] if task in TASKS else ((), ())
-    unfit = {field for field in MEDIA_FIELDS if field not in (*needed, *optional)}
-    if task != "vace":
-        unfit.add("context_scale")
+    unfit = _UNFIT.get(task) if isinstance(task, str) else None
+    if unfit is None:
+        unfit = frozenset(MEDIA_FIELDS)
     if (task == "t2i") != (defaults.get("num_frames") == 1):
-        unfit.add("num_frames")
+        unfit |= {"num_frames"}
     return {k: v for k, v in defaults.items() if k not in unfit}
 
 
@@ -290,11 +298,13 @@ def choose_variant(request: RenderRequest, variants: Sequence[Variant]) -> Varia
 
 def resolve(request: RenderRequest, variant: Variant, preset: Preset | None = None) -> ResolvedRequest:
     """Fill in what preset, task and model decide; RequestError when this model cannot render it."""
-    choose_variant(request, [variant])
+    if request.task not in variant.tasks:
+        choose_variant(request, [variant])
     if request.extend_prompt:
         raise RequestError("extend_prompt: true, but no prompt extender is configured; extend the prompts beforehand")
     default = TASK_DEFAULTS[request.task]
-    sampler = preset or replace(default, flow_shift=_or(variant.flow_shift, default.flow_shift))
+    sampler = preset or default
+    flow_shift = sampler.flow_shift if preset or variant.flow_shift is None else variant.flow_shift
     shaped_by_image = "image" in _MEDIA_OF[request.task][0]
     width, height = (0, 0) if shaped_by_image else variant.sizes[0]
     width, height = request.width or width, request.height or height
@@ -324,7 +334,7 @@ def resolve(request: RenderRequest, variant: Variant, preset: Preset | None = No
         fps=_or(request.fps, 0.0 if follows else default.fps),
         num_inference_steps=_or(request.num_inference_steps, sampler.num_inference_steps),
         guidance_scale=_or(request.guidance_scale, sampler.guidance_scale),
-        flow_shift=_or(request.flow_shift, sampler.flow_shift),
+        flow_shift=_or(request.flow_shift, flow_shift),
         solver=request.solver or sampler.solver,
         seed=_or(request.seed, seed_from_id(request_id)),
         context_scale=_or(request.context_scale, 1.0),
