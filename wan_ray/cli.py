@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.checkpoint=/models/moved")
     replay.add_argument("--out", type=Path, metavar="FILE", help="keep the new clip here")
     replay.set_defaults(run=_replay)
+    serve = commands.add_parser("serve", help="answer HTTP: /v1/videos, and a page to try it in")
+    serve.add_argument("config", help="YAML file")
+    serve.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. serve.port=8080")
+    serve.add_argument("--output", help="folder or URL where jobs and clips are kept, instead of the config's")
+    serve.set_defaults(run=_serve)
     key = commands.add_parser("key", help="make an API key for `wan-ray serve`; it is shown this once")
     key.add_argument("name", help="whose it is; jobs belong to the name")
     key.set_defaults(run=_key)
@@ -233,6 +238,23 @@ def _key(options: argparse.Namespace) -> int:
     key = new_key()
     line = key_line(options.name, key)
     print(f"key             {key}\nwebhook secret  {webhook_secret(sha256_of(key))}\nline            {line}")
+    return OK
+
+
+def _serve(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if options.output:
+        config = config.model_copy(update={"output": options.output})
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    from wan_ray.graph.online import KEYS_VARIABLE, serve_forever
+    from wan_ray.serving.keys import Keys
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    serve_forever(
+        config,
+        keys=Keys.open(config.serve.keys_file, more=os.environ.get(KEYS_VARIABLE, "")),
+        ready=lambda url: print(f"serving {url}/ and {url}/v1/videos; Ctrl-C ends it", flush=True),
+    )
     return OK
 
 

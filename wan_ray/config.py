@@ -179,6 +179,7 @@ class VideoSection(_Section):
 class ServeSection(_Section):
     """HTTP: where it listens, and what one client may ask. Jobs and results are kept under the config's output.
 
+    scale_to_zero gives a gang's GPUs back when no job has come for a while; the next one waits for it to load.
     keys_file has a line "name:sha256 of the key" for each API key; without keys, only a loopback host is allowed.
     max_queued bounds the jobs that wait, max_queued_per_key those of one key; requests_per_minute is per key and
     ingress replica. Media by URL is fetched from allowed_media_hosts alone: names, whose addresses must be public, and
@@ -189,6 +190,7 @@ class ServeSection(_Section):
     port: int = Field(8000, ge=1, le=65535)
     ingress_replicas: int = Field(1, ge=1)
     keys_file: str | None = None
+    scale_to_zero: bool = False
     max_queued: int = Field(200, ge=1)
     max_queued_per_key: int = Field(50, ge=1)
     requests_per_minute: int = Field(1200, ge=1)

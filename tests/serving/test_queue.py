@@ -195,6 +195,27 @@ def test_a_job_that_was_stored_but_never_submitted_is_rendered(config: RenderCon
     assert end_of(queue, job).status == "ok"
 
 
+def test_two_queues_over_one_store_share_the_jobs_and_render_none_twice(config: RenderConfig) -> None:
+    one, two = serving_queue(config, step_s=0.1), serving_queue(config, step_s=0.1)
+    jobs = [make_job(owner=f"owner-{n}") for n in range(5)]
+    runs: list[str] = []
+
+    async def script() -> None:
+        await two.start()
+        for job in jobs:
+            one._jobs.create(job)
+        await asyncio.gather(*(queue.submit(job) for job in jobs for queue in (one, two)))
+        await until(ended(one, *jobs))
+        await until(lambda: not list(one._jobs.pending()))
+        runs.extend(end_of(one, job).run_id for job in jobs)
+        assert sum((await one.view()).ended.values()) + sum((await two.view()).ended.values()) == len(jobs)
+        await two.close()
+
+    run(one, script)
+    assert len(set(runs)) == 2
+    assert one._jobs.store.names("claims") == []
+
+
 def test_a_worker_of_an_earlier_queue_is_told_to_stop(config: RenderConfig) -> None:
     queue, job = serving_queue(config, step_s=0.2), make_job()
 

@@ -81,7 +81,8 @@ Watch = Callable[[Mapping[int, Beat]], None]
 class Gang:
     """A leader owns it and closes it. The placement group is found again by its name, so a leader may come back.
 
-    arguments go to the rank class, after the rank's number. timeout_s bounds loading, and each step of a call.
+    arguments go to the rank class, after the rank's number. timeout_s bounds loading, and each step of a call. A group
+    that is given stays another's, and its first bundle is the leader's.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Gang:
         degrees: Degrees,
         resources: Resources,
         timeout_s: float,
+        group: PlacementGroup | None = None,
     ) -> None:
         # Ray's types know neither concurrency groups nor the class that comes back.
         remote: Any = ray.remote
@@ -102,7 +104,8 @@ class Gang:
         self._degrees = degrees
         self._resources = resources
         self._timeout_s = timeout_s
-        self._group: PlacementGroup | None = None
+        self._group = group
+        self._num_others = 0 if group is None else 1
         self._ranks: list[RankHandle] = []
         self._locating: list[ray.ObjectRef] = []
         self._loading: list[ray.ObjectRef] = []
@@ -133,7 +136,7 @@ class Gang:
         while not self._group.wait(_BEAT_S):
             waiting()
         self.epoch += 1
-        for rank, bundle in enumerate(bundle_of_rank(self._group, self._degrees)):
+        for rank, bundle in enumerate(bundle_of_rank(self._group, self._degrees, num_others=self._num_others)):
             actor = self._actor.options(
                 num_cpus=self._resources.cpus,
                 num_gpus=self._resources.gpus,
@@ -204,9 +207,9 @@ class Gang:
     def close(self) -> None:
         """Kill the ranks and give their place back."""
         self.kill()
-        if self._group is not None:
+        if self._group is not None and not self._num_others:
             remove_placement_group(self._group)
-        self._group = None
+            self._group = None
 
     def _results(self, calls: list[ray.ObjectRef], *, doing: str, watch: Watch | None = None) -> list[Any]:
         pending = {ref: number for number, ref in enumerate(calls)}

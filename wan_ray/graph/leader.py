@@ -6,21 +6,19 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NoReturn
 
 import ray
 
 from wan_ray.config import ModelSection, StagesSection
-from wan_ray.errors import ClipStoppedError, ConfigError, GangError, RunStoppedError, StorageError
+from wan_ray.errors import ClipStoppedError, ConfigError, GangError, RunStoppedError
 from wan_ray.graph.board import BoardHandle, GangState
 from wan_ray.graph.gang import Beat, Gang, RankClass
 from wan_ray.graph.operator import Stage, Worker, without_tensors
 from wan_ray.graph.placement import draining_nodes, gang_of, group_name, rank_resources
 from wan_ray.graph.rank import Rank
+from wan_ray.graph.shelf import Shelf
 from wan_ray.stages.items import Item, Row
-from wan_ray.storage.blob import Store
-from wan_ray.storage.paths import progress_key
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ class Denoise:
             resources=rank_resources(stages.denoise),
             timeout_s=section.timeout_s,
         )
-        self._leader = Leader(gang, worker, _Shelf(output), max_tries=section.max_tries)
+        self._leader = Leader(gang, worker, Shelf(output), max_tries=section.max_tries)
         self._leader.start(stages, idle_s=idle_s)
 
     def __call__(self, row: Row) -> Row:
@@ -70,7 +68,7 @@ class Leader:
     starts anew would end the run, and any other end would lose its rows.
     """
 
-    def __init__(self, gang: Gang, worker: Worker, shelf: "_Shelf", *, max_tries: int) -> None:
+    def __init__(self, gang: Gang, worker: Worker, shelf: Shelf, *, max_tries: int) -> None:
         self._gang = gang
         self._worker = worker
         self._stage = Stage(self._run, worker)
@@ -242,55 +240,3 @@ class Leader:
             time.sleep(1.0)
         self._gang.close()
         os._exit(1)
-
-
-class _Shelf:
-    """What is saved of one clip at a time: here, and under the output, for whoever takes the row next.
-
-    It is saved work: a store that refuses costs that work, and no more.
-    """
-
-    def __init__(self, output: str | None) -> None:
-        self._store = Store(output) if output is not None else None
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="wan-ray-save")
-        self._writing: Future[None] | None = None
-        self._key = ""
-        self._written: bytes | None = None
-        self.latest: bytes | None = None
-
-    def find(self, item: Item) -> bytes | None:
-        """What another has saved of the clip; from here on this shelf is that clip's."""
-        self.flush()
-        self._key, self.latest = progress_key(item.name), None
-        try:
-            if self._store is not None and self._store.exists(self._key):
-                self.latest = self._store.get(self._key)
-        except StorageError as error:
-            logger.warning("starting at step 0 request_id=%s reason=%s", item.id, error)
-        self._written = self.latest
-        return self.latest
-
-    def put(self, data: bytes | None) -> None:
-        """Keep this. It is stored in the background, unless the store is still busy with what was put before."""
-        if data is None:
-            return
-        self.latest = data
-        if self._store is not None and (self._writing is None or self._writing.done()):
-            self._settle()
-            self._written = data
-            self._writing = self._writer.submit(self._store.put, self._key, data)
-
-    def flush(self) -> None:
-        """Return when the latest is stored."""
-        self._settle()
-        if self.latest is not self._written:
-            self.put(self.latest)
-            self._settle()
-
-    def _settle(self) -> None:
-        try:
-            if self._writing is not None:
-                self._writing.result()
-        except StorageError as error:
-            logger.warning("could not save a clip's progress: %s", error)
-        self._writing = None

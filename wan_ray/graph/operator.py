@@ -9,7 +9,7 @@ import traceback
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import ray
 
@@ -58,10 +58,22 @@ class Worker:
         self.board.end.remote(Event(stage=self.stage, id=item.id, worker=self.id, seconds=seconds, error=error))
 
 
+class Witness(Protocol):
+    """Who is told what a process is inside of."""
+
+    stage: str
+
+    def begin(self, item: Item) -> None:
+        """The item is taken; StageError when it must not be."""
+
+    def end(self, item: Item, seconds: float) -> None:
+        """It is done with."""
+
+
 class Stage:
     """What operators share: skip failed rows, time the rest, turn an error into a failed row, tell the board."""
 
-    def __init__(self, run: Callable[[Row], Row], worker: Worker) -> None:
+    def __init__(self, run: Callable[[Row], Row], worker: Witness) -> None:
         self._run = run
         self._worker = worker
 
@@ -119,7 +131,7 @@ class Encode:
     def __init__(
         self, *, model: ModelSection, video: VideoSection, board: BoardHandle, run_id: str, output: str | None
     ) -> None:
-        self._encode = _loader(model, video).encode()
+        self._encode = stage_loader(model, video).encode()
         self._stage = Stage(self._run, Worker("encode", board))
         self._claims = Claims(Store(output), run_id) if output is not None else None
 
@@ -137,7 +149,7 @@ class Decode:
     """The VAE's operator."""
 
     def __init__(self, model: ModelSection, video: VideoSection, board: BoardHandle) -> None:
-        self._decode = _loader(model, video).decode()
+        self._decode = stage_loader(model, video).decode()
         self._stage = Stage(self._run, Worker("decode", board))
 
     def __call__(self, row: Row) -> Row:
@@ -195,7 +207,8 @@ def as_result(row: UserRow, *, run_id: str) -> UserRow:
     return {**record.extra, **fields, **texts, **seconds, "clip_bytes": clip}
 
 
-def _loader(model: ModelSection, video: VideoSection) -> Any:
+def stage_loader(model: ModelSection, video: VideoSection) -> Any:
+    """A StageLoader."""
     # Imported here: loading torch is for the workers that hold a model.
     from wan_ray.stages.loader import StageLoader
 

@@ -57,18 +57,25 @@ def reserve_group(name: str, degrees: Degrees, rank: Resources) -> PlacementGrou
         return ray.util.get_placement_group(name)
     except ValueError:
         pass
-    whole, block = rank * degrees.world_size, rank * degrees.ulysses
+    whole = rank * degrees.world_size
     fits_a_node = any(whole.times_in(node) for node in _node_resources())
+    return placement_group(bundles_of(degrees, rank), strategy="STRICT_PACK" if fits_a_node else "PACK", name=name)
+
+
+def bundles_of(degrees: Degrees, rank: Resources) -> list[dict[str, float]]:
+    """One bundle for each group of Ulysses ranks."""
+    block = rank * degrees.ulysses
     bundle = {"CPU": round(block.cpus, 4), **({"GPU": block.gpus} if block.gpus else {})}
-    return placement_group(
-        [bundle] * (degrees.world_size // degrees.ulysses), strategy="STRICT_PACK" if fits_a_node else "PACK", name=name
-    )
+    return [bundle] * (degrees.world_size // degrees.ulysses)
 
 
-def bundle_of_rank(group: PlacementGroup, degrees: Degrees) -> list[int]:
-    """Bundle of each rank. Bundles are taken node by node, so that neighbours in the ring are near where possible."""
+def bundle_of_rank(group: PlacementGroup, degrees: Degrees, *, num_others: int = 0) -> list[int]:
+    """Bundle of each rank. Bundles are taken node by node, so that neighbours in the ring are near where possible.
+
+    The first num_others bundles are not for ranks.
+    """
     node_of: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
-    bundles = sorted(node_of, key=lambda bundle: (node_of[bundle], bundle))
+    bundles = sorted(list(node_of)[num_others:], key=lambda bundle: (node_of[bundle], bundle))
     return [bundles[rank // degrees.ulysses] for rank in range(degrees.world_size)]
 
 

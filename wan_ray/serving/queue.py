@@ -1,7 +1,7 @@
 """JobQueue: which job runs when, and each job's way to its end: rendered, failed, cancelled, or past its deadline.
 
-There is one queue. It keeps nothing that is not in the store: a new one finds the pending jobs there. It renders
-nothing itself, but hands items to lanes, one for each model.
+It keeps nothing that is not in the store: a new queue finds the pending jobs there. It renders nothing itself, but
+hands items to lanes, one for each model. Queues over one store at once share the jobs by claims, as batch runs do.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,9 @@ from wan_ray.serving.jobs import Job, JobStore
 from wan_ray.stages.items import Item, Row
 from wan_ray.stages.publish import make_record
 from wan_ray.stages.read import read_row
+from wan_ray.storage.claims import Claims
 from wan_ray.storage.records import Record
+from wan_ray.storage.runs import alive
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ Tell = Callable[[Job, Record], Awaitable[bool]]
 _MAX_TRIES = 3  # of a job whose workers die
 _PLACE_KEPT_S = 60.0  # for a job that was admitted to be stored and submitted
 _RESCAN_S = 20.0
+_OTHERS_WAIT_S = 5.0  # for another queue to end a job that it has claimed, or to die
 _STORE_WAIT_S = (1.0, 5.0, 30.0)
 _TELL_WAIT_S = (2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
 _STRANGER = "another worker has this job now"
@@ -116,11 +119,14 @@ class JobQueue:
         self._grace_s = grace_s
         self._tell = tell
         self._state = _State()
+        self._claims = Claims(jobs.store, run_id)
+        self._alive = ExitStack()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Find the pending jobs, and begin."""
+        await asyncio.to_thread(self._alive.enter_context, alive(self._jobs.store, self._run_id))
         await self._rescan(not_before=time.monotonic() + self._grace_s)
         self._in_background(self._dispatch())
         self._in_background(self._look_after())
@@ -130,6 +136,7 @@ class JobQueue:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._alive.close)
 
     async def admit(self, owner: str) -> None:
         """QueueFullError when there is no room for another job of this owner; else a place is kept for a minute."""
@@ -238,7 +245,10 @@ class JobQueue:
         job, again = entry.job, 0.0
         record: Record | None = None
         try:
-            record = await self._lanes[run.lane].run(entry.item.to_row(), run.token)
+            if await asyncio.to_thread(self._claims.take, job.id, 1):
+                record = await self._lanes[run.lane].run(entry.item.to_row(), run.token)
+            else:
+                again = _OTHERS_WAIT_S
         except ClipStoppedError as stopped:
             logger.info("stopped request_id=%s reason=%s", job.id, stopped)
         except StorageError as error:
@@ -254,10 +264,13 @@ class JobQueue:
             self._wake.set()
         if not await asyncio.to_thread(self._jobs.exists, job):
             await asyncio.to_thread(self._jobs.wipe, job.id)
+            await asyncio.to_thread(self._claims.drop, job.id, 1)
         elif run.why is not None:
             return  # whoever gave the reason saw to its end
         elif record is not None:
             self._ended(job, record)
+        elif await asyncio.to_thread(self._jobs.record, job.id) is not None:
+            self._settle(job)
         else:
             entry.not_before = time.monotonic() + again
             self._state.waiting[job.id] = entry
@@ -300,6 +313,7 @@ class JobQueue:
                 if await self._tell(job, record) or wait_s is None:
                     break
                 await asyncio.sleep(wait_s)
+        await asyncio.to_thread(self._claims.drop, job.id, 1)
         await asyncio.to_thread(self._jobs.settle, job)
         self._state.settling.discard(job.id)
 
@@ -317,6 +331,9 @@ class JobQueue:
                 if time.monotonic() - scanned > _RESCAN_S:
                     scanned = time.monotonic()
                     await self._rescan()
+                    for run in list(self._state.running.values()):
+                        if await asyncio.to_thread(self._jobs.record, run.job.id) is not None:
+                            run.why = "it was ended by another server"
                     for job in await asyncio.to_thread(self._expired):
                         await self.delete(job)
             except StorageError as error:  # it may pass; what is stored stays
