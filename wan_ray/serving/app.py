@@ -11,6 +11,7 @@ from wan_ray.serving.jobs import JobStore
 from wan_ray.serving.keys import Keys
 from wan_ray.serving.limits import RateLimiter
 from wan_ray.serving.openapi import add_docs_
+from wan_ray.serving.page import page_routes
 from wan_ray.serving.service import Service
 from wan_ray.version import VERSION
 
@@ -26,6 +27,7 @@ def make_app(config: RenderConfig, *, jobs: JobStore, backend: Backend, keys: Ke
     limiter = RateLimiter(config.serve.requests_per_minute)
     service = Service(config=config, jobs=jobs, backend=backend, keys=keys, limiter=limiter, previews=Previews(jobs))
     app.state.service = service
+    app.include_router(page_routes(config))
     app.include_router(video_routes.router)
     add_error_answers_(app)
     add_docs_(app)

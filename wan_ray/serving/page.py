@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from wan_ray.config import RenderConfig
 from wan_ray.request import MAX_PROMPT_CHARS, MAX_SEED, ResolvedRequest
+from wan_ray.serving.service import Owner, Serving
 from wan_ray.stages.read import read_row
 from wan_ray.variants import Task, get_variant
 
@@ -48,7 +49,7 @@ _SHOWN_DEFAULTS = (
 
 
 def page_routes(config: RenderConfig) -> APIRouter:
-    """GET /, its assets under /page/, and /page/options.json. None of them needs a key, and none tells a path."""
+    """GET /, and what the page needs under /page/: queue.json with a key, from make_app's service; the rest without."""
     routes = APIRouter(include_in_schema=False)
     offered = options(config)
     files = {name: (resources.files("wan_ray.serving") / "page" / name).read_bytes() for name in _FILES}
@@ -60,6 +61,11 @@ def page_routes(config: RenderConfig) -> APIRouter:
     @routes.get("/page/options.json")
     def options_json() -> Response:
         return JSONResponse(offered, headers=_HEADERS)
+
+    @routes.get("/page/queue.json")
+    async def queue_json(owner: Owner, service: Serving) -> Response:
+        queue = await service.backend.view()
+        return JSONResponse({"queued": queue.queued, "running": queue.running}, headers=_HEADERS)
 
     @routes.get("/page/{name}")
     def asset(name: str, request: Request) -> Response:

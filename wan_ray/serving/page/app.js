@@ -41,6 +41,14 @@ function trouble(error) {
   if (error) at("trouble").textContent = error.status === 0 ? text("unreachable") : error.message || text("error_500");
 }
 
+let counts = null;
+
+/** What the whole server is at, all keys' videos together. */
+function showQueue(found = counts) {
+  counts = found;
+  if (counts) at("queue").textContent = text(counts.running + counts.queued ? "queue_busy" : "queue_idle", counts);
+}
+
 async function submit(event) {
   event.preventDefault();
   const button = at("submit");
@@ -82,6 +90,7 @@ async function start() {
     switchLanguage();
     retellForm();
     retellVideos();
+    showQueue();
     nameLanguage();
   });
   nameLanguage();
@@ -108,6 +117,7 @@ async function start() {
   startVideos({
     announce,
     trouble,
+    queue: showQueue,
     confirmDelete,
     reuse: (video) => { reuse(video); announce(text("reused")); },
   });

@@ -95,7 +95,7 @@ function fillSizes() {
   const { width, height } = offer.defaults;
   const own = width ? `${width}x${height}` : "";
   const sizes = [...new Set([own, ...offer.sizes])].map((size) => new Option(size || text("size_follows"), size));
-  const kept = select.value;
+  const kept = select.value === select.dataset.default ? own : select.value;
   select.replaceChildren(...sizes, new Option(text("size_custom"), "custom"));
   select.value = [...select.options].some((option) => option.value === kept) ? kept : own;
   select.dataset.default = own;

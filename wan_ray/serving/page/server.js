@@ -66,6 +66,7 @@ const json = async (path, init) => (await call(path, init)).json();
 const place = (id) => `/v1/videos/${encodeURIComponent(id)}`;
 
 export const offered = () => json("/page/options.json");
+export const queue = () => json("/page/queue.json");
 export const createVideo = (form) => json("/v1/videos", { method: "POST", body: form });
 export const cancelVideo = (id) => json(`${place(id)}/cancel`, { method: "POST" });
 export const deleteVideo = (id) => json(place(id), { method: "DELETE" });

@@ -140,6 +140,8 @@ const TEXTS = {
   said_failed: ["Failed: {prompt}", "失败：{prompt}"],
   said_cancelled: ["Cancelled: {prompt}", "已取消：{prompt}"],
   said_deleted: ["Deleted.", "已删除。"],
+  queue_idle: ["Nothing is waiting", "队列空闲"],
+  queue_busy: ["{running} running, {queued} waiting", "{running} 个生成中，{queued} 个排队"],
   key_title: ["API key", "API 密钥"],
   key_about: ["This server asks for a key. It is kept in this tab only, until you close it.", "此服务器需要密钥。密钥只保存在当前标签页中，关闭后即清除。"],
   key_wrong: ["The server does not know this key.", "服务器不接受此密钥。"],

@@ -1,7 +1,7 @@
 // The list of videos: how far each is, its picture, and what can be done with it.
 
 import { element } from "./form.js";
-import { cancelVideo, content, deleteVideo, listVideos, remixVideo, retrieveVideo, states } from "./server.js";
+import { cancelVideo, content, deleteVideo, listVideos, queue, remixVideo, retrieveVideo, states } from "./server.js";
 import { locale, text } from "./texts.js";
 
 const PAGE = 12;
@@ -17,7 +17,7 @@ let hooks = {};
 let hasOlder = false;
 let timer = null;
 
-/** hooks: announce(words), trouble(error or null), reuse(video), confirmDelete(video) -> bool. */
+/** hooks: announce(words), trouble(error or null), queue(counts), reuse(video), confirmDelete(video) -> bool. */
 export function startVideos(given) {
   hooks = given;
   at("older").addEventListener("click", showOlder);
@@ -46,6 +46,7 @@ async function look() {
   clearTimeout(timer);
   try {
     const page = await listVideos(Math.min(100, Math.max(PAGE, cards.size)));
+    hooks.queue(await queue());
     const known = [...cards.keys()];
     for (const video of page.data.toReversed()) put(video, { first: true });
     if (known.length === 0) hasOlder = page.has_more;
