@@ -19,6 +19,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from wan_ray.cli import main
 from wan_ray.config import load_config
+from wan_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -39,7 +40,8 @@ def of_ray() -> list[dict]:
 
 
 def cluster_of(document: dict) -> dict:
-    return document["spec"].get("rayClusterSpec", document["spec"])
+    spec = document["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
 
 def groups(document: dict) -> list[dict]:
@@ -115,8 +117,8 @@ def test_kuberay_manifests_fit_the_released_crds(document: dict) -> None:
     strict = closed(version["schema"]["openAPIV3Schema"])
     validator = jsonschema.Draft7Validator(strict)
     validator.validate(document)
-    inside = ("spec",) if document["kind"] == "RayCluster" else ("spec", "rayClusterSpec")
-    assert not validator.is_valid(misspelt(document, (*inside, "rayVersion")))
+    inside = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig")}
+    assert not validator.is_valid(misspelt(document, (*inside[document["kind"]], "rayVersion")))
 
 
 def closed(schema: dict) -> dict:
@@ -194,6 +196,36 @@ def test_the_job_s_entrypoint_fits_its_cluster(tmp_path: Path, capsys: pytest.Ca
     has = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert sum(s.replicas.max * s.num_gpus for s in stages) <= group["replicas"] * int(has["nvidia.com/gpu"])
     assert config.all_models[0].checkpoint.startswith("/models/")
+
+
+def test_the_service_s_application_fits_serve_s_schema_and_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+    from wan_ray.graph.online import KEYS_VARIABLE, build
+    from wan_ray.serving.keys import key_line, new_key
+
+    (service,) = (document for document in of_ray() if document["kind"] == "RayService")
+    deployed = yaml.safe_load(service["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(deployed)  # which lets unknown names pass
+    (application,) = deployed["applications"]
+    assert set(deployed) <= set(ServeDeploySchema.model_fields)
+    assert set(application) <= set(ServeApplicationSchema.model_fields)
+    assert application["import_path"] == f"{build.__module__}:{build.__name__}"
+    arguments = application["args"] | {
+        "config": str(ROOT / Path(application["args"]["config"]).relative_to("/app")),
+        "overrides": ["output=memory://served"],
+    }
+    with pytest.raises(ConfigError, match="key"):
+        build(arguments)
+    monkeypatch.setenv(KEYS_VARIABLE, key_line("ann", new_key()))
+    build(arguments)
+    with pytest.raises(ConfigError, match="overides"):
+        build({**arguments, "overides": []})
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    stages = load_config(arguments["config"]).stages
+    wanted = sum(getattr(stages, name).num_gpus for name in ("encode", "denoise", "decode"))
+    has = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert wanted <= group["replicas"] * int(has["nvidia.com/gpu"])
 
 
 def test_configs_that_comments_name_exist() -> None:
