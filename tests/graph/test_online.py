@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from wan_ray.storage.records import RecordStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 LONG = 300  # steps of some 20 ms
+NUM_PLACES = 80
 
 
 class Server:
@@ -119,7 +121,13 @@ def server(cluster: None, debug_checkpoint: Path, tmp_path_factory: pytest.TempP
             "defaults": {"width": 64, "height": 48, "num_frames": 5, "num_inference_steps": 2},
             "stages": {name: {"num_cpus": 0.2} for name in ("encode", "denoise", "decode", "publish")},
             "video": {"threads": 1},
-            "serve": {"port": port, "max_inference_steps": 1000},
+            "serve": {
+                "port": port,
+                "max_inference_steps": 1000,
+                "max_queued": NUM_PLACES,
+                "max_queued_per_key": NUM_PLACES,
+                "requests_per_minute": 100_000,
+            },
         }
     )
     server = Server(config)
@@ -146,6 +154,36 @@ def test_a_clip_over_http_is_the_batch_run_s_byte_for_byte(
     store = Store(str(tmp_path / "output"))
     record = RecordStore(store).read("a")
     assert store.get(record.clip or "") == over_http
+
+
+def test_of_200_creates_at_once_all_that_are_accepted_end_and_the_others_are_told_to_wait(
+    server: Server, eventually: Callable
+) -> None:
+    def create(number: int) -> tuple[float, str | int]:
+        begun = time.monotonic()
+        try:
+            found: str | int = server.create(prompt=f"take {number}", task="t2i", num_frames=1, num_inference_steps=1)
+        except urllib.error.HTTPError as error:
+            assert json.load(error)["error"]["code"] == "queue_full"
+            found = error.code
+        return time.monotonic() - begun, found
+
+    def retrieve(job_id: str) -> float:
+        begun = time.monotonic()
+        assert server.call(f"/v1/videos/{job_id}")["id"] == job_id
+        return time.monotonic() - begun
+
+    with ThreadPoolExecutor(20) as clients:
+        creates = list(clients.map(create, range(200)))
+        accepted = [found for _, found in creates if isinstance(found, str)]
+        retrieves = list(clients.map(retrieve, accepted * 2))
+    assert len(set(accepted)) == len(accepted) >= NUM_PLACES
+    assert {found for _, found in creates if not isinstance(found, str)} == {429}
+    assert eventually(lambda: not server.store.names("pending"), within_s=400)
+    server.check_all_well(*accepted)
+    p99 = [sorted(times)[int(len(times) * 0.99)] for times in ([seconds for seconds, _ in creates], retrieves)]
+    told = f"{len(accepted)} accepted, {200 - len(accepted)} told to wait"
+    say(f"{told}; p99 of create {p99[0]:.2f} s, of retrieve {p99[1]:.2f} s")
 
 
 @pytest.mark.parametrize(
