@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,12 +60,28 @@ def test_make_test_is_what_ci_runs() -> None:
 
 
 def test_the_other_commands_run_in_the_order_they_are_shown(checkout: Path) -> None:
-    said = [run(["bash", "-euc", block], checkout) for block in COMMANDS[1:]]
-    assert len(said) == 2
+    said = [run(["bash", "-euc", block], checkout) for block in COMMANDS[1:3]]
     assert "2 rows for debug: 0 invalid" in said[1]
     assert "2 of 2 rows have a clip, 0 failed" in said[1]
     assert "2 records: 2 ok, 0 failed; the last run's manifest has 2 rows" in said[1]
     assert (checkout / "out/mine/report.html").exists()
+
+
+def test_a_video_is_made_over_http(checkout: Path) -> None:
+    serve, client = COMMANDS[3:]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local", "PYTHONPATH": str(checkout)}
+    with subprocess.Popen(
+        shlex.split(serve), cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert "serving http://127.0.0.1:8000/" in server.stdout.readline()
+            assert '"status":"completed"' in run(["bash", "-euc", client], checkout).replace(": ", ":")
+            assert (checkout / "out/video.mp4").read_bytes()[4:8] == b"ftyp"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.communicate(timeout=60)
+    assert server.returncode == 130
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["renderer", "processor"])
