@@ -7,7 +7,6 @@
       RequestError           the row's own fault: recorded, never retried
       StageError             a stage failed on a sound row: recorded with its stage; may be retried
         GangError            ranks did not meet or lost each other: the gang is built anew and the row tried again
-        ExtenderError        a prompt could not be rewritten: the config says whether the row goes on without
         OutOfMemoryError     memory did not suffice in any way the stage knows; the message says what would
         ProgressError        what was saved of a clip is not this row's, or is damaged: start it at step 0
       ClipStoppedError       a clip was stopped at a step boundary, as asked; it can go on from what was saved
@@ -15,6 +14,7 @@
       DeadlineError          over HTTP: a job was ended because it was late
       JobNotFoundError       over HTTP: this key has no such job; it never had, or the job was deleted or expired
       QueueFullError         over HTTP: no room for another job now; nothing was accepted
+      QueueDownError         over HTTP: the queue cannot be asked now; no accepted job is lost
       StorageError           the output or input store refused or failed
         ChecksumError        what was read is not what was written: write it again
       RunStoppedError        a run ended before its last row; what has a record stays, the same call goes on
@@ -51,10 +51,6 @@ class GangError(StageError):
     """The ranks of a gang did not meet, or lost each other."""
 
 
-class ExtenderError(StageError):
-    """A prompt could not be rewritten."""
-
-
 class OutOfMemoryError(StageError):
     """A stage had not enough memory, also in its leanest way."""
 
@@ -81,6 +77,10 @@ class JobNotFoundError(WanRayError):
 
 class QueueFullError(WanRayError):
     """There is no room for another job now."""
+
+
+class QueueDownError(WanRayError):
+    """The queue's process cannot be asked now."""
 
 
 class StorageError(WanRayError):

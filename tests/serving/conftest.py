@@ -35,3 +35,12 @@ def openai_client(pytestconfig: pytest.Config) -> Callable[[str], Path]:
         return place
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def debug_vace_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from wan_ray.model.debug import write_debug_checkpoint
+
+    folder = tmp_path_factory.mktemp("debug-vace-checkpoint")
+    write_debug_checkpoint(folder, kind="vace")
+    return folder

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from asking import item_of, section_of, server
 
 from wan_ray.config import ModelSection, VideoSection
 from wan_ray.request import RenderRequest, resolve
@@ -15,7 +14,6 @@ from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader
 from wan_ray.variants import get_variant
 
-__all__ = ["item_of", "section_of", "server"]
 MakeItem = Callable[..., Item]
 
 

@@ -64,6 +64,8 @@ async def accept(service: Service, wish: Wish, origin: Origin) -> Job:
         job_id = await run_in_threadpool(_reserved, service, origin, origin.key, None) or job_id
         if job := await run_in_threadpool(_found, service, origin.owner, job_id):
             return job
+    if wish.webhook_url is not None:
+        await service.webhooks.check(origin.owner, wish.webhook_url)
     await service.backend.admit(origin.owner)
     if origin.key is not None:
         job_id = await run_in_threadpool(_reserved, service, origin, origin.key, job_id) or job_id

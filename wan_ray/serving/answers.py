@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from wan_ray.errors import JobNotFoundError, QueueFullError, StorageError
+from wan_ray.errors import JobNotFoundError, QueueDownError, QueueFullError, StorageError
 from wan_ray.serving.api_error import ApiError
 from wan_ray.serving.schemas import ErrorAnswer, ErrorDetail
 from wan_ray.serving.service import Service
@@ -75,6 +75,11 @@ def add_error_answers_(app: FastAPI) -> None:
     async def _full(request: Request, error: QueueFullError) -> JSONResponse:
         headers = {"retry-after": str(_RETRY_AFTER_S), "x-should-retry": "true"}
         return _error(429, "queue_full", str(error), headers=headers)
+
+    @app.exception_handler(QueueDownError)
+    async def _down(request: Request, error: QueueDownError) -> JSONResponse:
+        headers = {"retry-after": str(_RETRY_AFTER_S)}
+        return _error(503, "queue_unavailable", "the queue is being restarted; try again", headers=headers)
 
     @app.exception_handler(StorageError)
     async def _storage(request: Request, error: StorageError) -> JSONResponse:

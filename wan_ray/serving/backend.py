@@ -28,7 +28,7 @@ class QueueView:
 
 
 class Backend(Protocol):
-    """Any of these may raise when the queue's process is being replaced; what is stored stays true."""
+    """Any of these raises QueueDownError while the queue's process is being replaced; what is stored stays true."""
 
     async def admit(self, owner: str) -> None:
         """QueueFullError when there is no room for another job of this owner: asked before anything is stored."""

@@ -13,7 +13,7 @@ from wan_ray.columns import misspelt
 from wan_ray.config import RenderConfig
 from wan_ray.request import FIELDS, MEDIA_FIELDS
 from wan_ray.serving.api_error import ApiError
-from wan_ray.serving.forms import Field, Upload
+from wan_ray.serving.forms import Field, Held, Upload
 from wan_ray.variants import TASK_DEFAULTS, TASKS, Variant, get_variant
 from wan_ray.wording import shown
 
@@ -40,10 +40,10 @@ _MODEL_PREFIX = re.compile(r"wan-?2\.1[-_]", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An image or video that a client gave for a field: a file, a data URL or an http(s) URL."""
+    """An image or video for a field: a file, or a data URL or http(s) URL that a client gave."""
 
     field: str
-    value: Upload | str
+    value: Upload | Held | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +96,8 @@ def read_wish(given: Mapping[str, Field], config: RenderConfig, *, task: str | N
         variants=variants,
         seconds=None if seconds is None else str(seconds),
         size=None if size is None else str(size),
-        priority=_whole("priority", job.get("priority", 0), -_MAX_PRIORITY, _MAX_PRIORITY),
-        deadline_s=_number("deadline_s", job.get("deadline_s"), _MAX_DEADLINE_S),
+        priority=whole("priority", job.get("priority", 0), -_MAX_PRIORITY, _MAX_PRIORITY),
+        deadline_s=number_above_0("deadline_s", job.get("deadline_s"), _MAX_DEADLINE_S),
         webhook_url=_text("webhook_url", job.get("webhook_url")),
         metadata=_pairs("metadata", job.get("metadata")),
     )
@@ -165,7 +165,7 @@ def _take_media_(row: dict[str, Any]) -> dict[str, Source]:
         if len(media) >= _MAX_MEDIA:
             _refuse(field, f"more than {_MAX_MEDIA} images and videos in one request; send fewer")
         marker = f"{field.replace('.', '-')}-{len(media)}"
-        media[marker] = Source(field=field, value=_source(field, value))
+        media[marker] = Source(field=field, value=source_of(field, value))
         return marker
 
     def taken_all(field: str, value: Field) -> list[str]:
@@ -188,14 +188,15 @@ def _vace(value: Field) -> dict[str, Field]:
     return dict(found)
 
 
-def _source(field: str, value: Field) -> Upload | str:
+def source_of(field: str, value: Field) -> Upload | Held | str:
+    """What a client gave for an image or video; ApiError 400 when it is none of that."""
     if isinstance(value, dict):
         if "file_id" in value:
             _refuse(field, "file_id: there are no files here; send the file itself, a URL or a data URL")
         value = next((value[name] for name in ("image_url", "video_url", "url") if name in value), None)
         if isinstance(value, dict):
             value = value.get("url")
-    if isinstance(value, Upload):
+    if isinstance(value, Upload | Held):
         return value
     if not isinstance(value, str) or not re.match(r"(data:|https?://)", value, re.IGNORECASE):
         _refuse(
@@ -207,7 +208,7 @@ def _source(field: str, value: Field) -> Upload | str:
 
 def _apply_seconds_(row: dict[str, Any], seconds: Field, config: RenderConfig) -> None:
     """The clip's frames: seconds at the row's rate, to the nearest 4n+1 of at least 5."""
-    duration = _number("seconds", seconds, _MAX_SECONDS)
+    duration = number_above_0("seconds", seconds, _MAX_SECONDS)
     task = row["task"]
     if duration is None or task not in TASKS or task == "t2i":
         return
@@ -237,7 +238,8 @@ def _apply_size_(row: dict[str, Any], size: Field) -> None:
             _refuse(name, f"{shown(given)} is not that of size {size!r}; give one of the two")
 
 
-def _whole(field: str, value: Field, low: int, high: int) -> int:
+def whole(field: str, value: Field, low: int, high: int) -> int:
+    """A whole number or its text; ApiError 400 for another value."""
     try:
         found = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
     except ValueError:
@@ -247,7 +249,8 @@ def _whole(field: str, value: Field, low: int, high: int) -> int:
     return found
 
 
-def _number(field: str, value: Field, high: float) -> float | None:
+def number_above_0(field: str, value: object, high: float) -> float | None:
+    """A number or its text; None stays. ApiError 400 for another value."""
     if value is None:
         return None
     try:

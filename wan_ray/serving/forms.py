@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from starlette.concurrency import run_in_threadpool
@@ -35,7 +35,14 @@ class Upload:
         return await self.file.read()
 
 
-Field = str | int | float | bool | None | Upload | list["Field"] | dict[str, "Field"]
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A file that the server had, or has fetched already."""
+
+    data: bytes = field(repr=False)
+
+
+Field = str | int | float | bool | None | Upload | Held | list["Field"] | dict[str, "Field"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,17 @@ from wan_ray.errors import RequestError
 from wan_ray.media.source import read_source
 from wan_ray.serving.api_error import ApiError
 from wan_ray.serving.fields import Source
-from wan_ray.serving.forms import Upload
+from wan_ray.serving.forms import Held, Upload
+from wan_ray.serving.pictures import check_media
 from wan_ray.serving.remote import fetch_media
 
 
 async def media_bytes(source: Source, config: RenderConfig) -> bytes:
     """What the source holds; ApiError 400 when it cannot be had, or is nothing that its field takes."""
     limits, value = config.serve, source.value
-    if isinstance(value, Upload):
+    if isinstance(value, Held):
+        data = value.data
+    elif isinstance(value, Upload):
         data = await value.read()
     elif value[:5].lower() == "data:":
         try:
@@ -27,4 +30,5 @@ async def media_bytes(source: Source, config: RenderConfig) -> bytes:
         )
     if not data:
         raise ApiError(400, "invalid_media", f"{source.field}: the file is empty; send one", param=source.field)
+    await run_in_threadpool(check_media, source.field, data)
     return data

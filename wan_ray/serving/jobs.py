@@ -35,9 +35,9 @@ _JOB_ID = re.compile(r"video_[0-9a-f]{43}")
 class Job(BaseModel):
     """An accepted job. request is a manifest row whose id is the job's; media in it is stored under the output.
 
-    owner is the name of the API key, "local" where there are none. model, seconds and size are echoed as the client
-    gave them. Times are seconds since 1970. The smaller the priority, the earlier it runs. idempotency_key is the
-    client's for the request that made the job.
+    owner is the name of the API key, "local" where there are none. model is the variant that renders it. seconds and
+    size are echoed as the client gave them. Times are seconds since 1970. The smaller the priority, the earlier it
+    runs. idempotency_key is the client's for the request that made the job.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,6 +117,11 @@ class JobStore:
         key = f"{UPLOADS}/{job_id}/{name}"
         self.store.put(key, data)
         return self.store.location(key)
+
+    def uploads(self, job_id: str) -> dict[str, bytes]:
+        """What the job's clients sent, by the path or URL that put_upload gave it."""
+        keys = [f"{UPLOADS}/{job_id}/{name}" for name in self.store.names(f"{UPLOADS}/{job_id}")]
+        return {self.store.location(key): self.store.get(key) for key in keys}
 
     def reserve(self, owner: str, idempotency_key: str, *, body_sha256: str, job_id: str) -> tuple[str, str]:
         """(body hash, job id) that stand for the owner's key: these, or those of the first that came with it."""

@@ -12,6 +12,7 @@ _MEANINGS = {
     400: "The request breaks a rule, which the message states.",
     401: "No API key, or none of this server's.",
     404: "There is no such video, model or operation for this key.",
+    408: "Its own deadline passed.",
     409: "It contradicts what was done before; the same request fails again.",
     413: "The body is larger than this server takes.",
     415: "The body is neither JSON nor multipart/form-data.",
@@ -62,6 +63,20 @@ def body_of(*needed: str, clip: bool = False, examples: dict[str, Any] | None = 
         name: {"value": value} for name, value in (_EXAMPLES if examples is None else examples).items()
     }
     return {"requestBody": {"required": True, "content": content}}
+
+
+def image_body() -> dict[str, Any]:
+    """The body of /v1/images/generations."""
+    body = body_of("prompt", examples={"still": {"prompt": "a red cube", "size": "832x480", "n": 1}})
+    for content in body["requestBody"]["content"].values():
+        properties = content["schema"]["properties"]
+        for name in ("task", "num_frames", "seconds", "fps", "vace", "context_scale", "input_reference", *MEDIA_FIELDS):
+            del properties[name]
+        properties |= {
+            "n": {"type": "integer", "minimum": 1, "maximum": 4, "default": 1},
+            "response_format": {"type": "string", "enum": ["b64_json", "url"], "default": "b64_json"},
+        }
+    return body
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -201,7 +201,7 @@ class JobQueue:
         state = self._state
         if job.id in state.waiting or job.id in state.running or job.id in state.settling:
             return
-        item = read_row({**job.request, "id": job.id}, self._config)
+        item = read_row({**job.request, "id": job.id}, self._config, variant=job.model)
         if item.request is None or item.request.variant not in self._lanes:
             item = replace(item, name=job.id, id=job.id)
             if item.failure is None:
@@ -280,7 +280,7 @@ class JobQueue:
         self._state.waiting.pop(job.id, None)
         if run := self._state.running.get(job.id):
             run.why = str(error)
-        item = read_row({**job.request, "id": job.id}, self._config)
+        item = read_row({**job.request, "id": job.id}, self._config, variant=job.model)
         await self._commit(job, replace(item, name=job.id, id=job.id).failed("queue", error))
         self._wake.set()
 

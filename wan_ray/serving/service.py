@@ -12,6 +12,7 @@ from wan_ray.serving.jobs import JobStore
 from wan_ray.serving.keys import Keys
 from wan_ray.serving.limits import RateLimiter
 from wan_ray.serving.traffic import Traffic
+from wan_ray.serving.webhooks import Webhooks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Service:
     keys: Keys
     limiter: RateLimiter
     previews: Previews
+    webhooks: Webhooks
     traffic: Traffic = field(default_factory=Traffic)
 
 

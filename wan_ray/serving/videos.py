@@ -7,6 +7,7 @@ from datetime import datetime
 
 from starlette.concurrency import run_in_threadpool
 
+from wan_ray.errors import QueueDownError
 from wan_ray.serving.backend import Live
 from wan_ray.serving.jobs import Job, JobPage
 from wan_ray.serving.schemas import JobError, Status, Video, VideoPage
@@ -36,7 +37,10 @@ async def view(service: Service, job: Job) -> Video:
 async def views(service: Service, jobs: list[Job]) -> list[Video]:
     """The jobs now, in their order."""
     # The queue first: a job that ends in between has its record by then.
-    live = await service.backend.live([job.id for job in jobs])
+    try:
+        live = await service.backend.live([job.id for job in jobs])
+    except QueueDownError:
+        live = {}
     records = await run_in_threadpool(service.jobs.records_of, jobs)
     return [video_of(job, records[job.id], live.get(job.id)) for job in jobs]
 

@@ -1,1 +1,0 @@
-"""Prompt extension: a short prompt becomes a long one, as the model was trained on, that says the same."""
