@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from wan_ray.config import RenderConfig, load_config
 from wan_ray.errors import ConfigError, WanRayError
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("--older-than", type=float, default=24.0, metavar="HOURS", help="spare younger files (default 24)")
     gc.add_argument("--dry-run", action="store_true", help="say what would go")
     gc.set_defaults(run=_gc)
+    _add_extend(commands)
     replay = commands.add_parser("replay", help="render a record's clip again, and say whether it is the same")
     replay.add_argument("record", help="path or URL of a record, OUTPUT/records/NAME.json")
     replay.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.checkpoint=/models/moved")
@@ -109,6 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--clips", type=int, default=5, help="clips per engine, alternating (default 5)")
     bench.set_defaults(run=_bench)
     return parser
+
+
+def _add_extend(commands: Any) -> None:
+    extend = commands.add_parser(
+        "extend", help="rewrite a manifest's prompts ahead of a run, and show before and after"
+    )
+    extend.add_argument("manifest", help="Parquet file, folder or URL; rows with extend_prompt false stay as they are")
+    extend.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. extend.language=zh")
+    extend.add_argument("-o", "--out", required=True, metavar="FILE", help="the manifest to write")
+    extend.add_argument("--config", required=True, metavar="FILE", help="YAML file with a section `extend`")
+    extend.set_defaults(run=_extend)
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +233,16 @@ def _gc(options: argparse.Namespace) -> int:
     verb = "would be removed" if options.dry_run else "removed"
     print(f"{len(waste)} files {verb}, {sum(one.size_bytes for one in waste) / 1e6:.1f} MB")
     return OK
+
+
+def _extend(options: argparse.Namespace) -> int:
+    from wan_ray.extend_manifest import extend_manifest
+
+    result = extend_manifest(load_config(options.config, options.overrides), options.manifest, options.out)
+    for line in result.lines():
+        print(line)
+    print(f"\nmanifest  {options.out}")
+    return SOME_FAILED if result.num_failed else OK
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from wan_ray.degrees import Degrees
 from wan_ray.errors import ConfigError, RequestError
+from wan_ray.extend_section import ExtendSection
 from wan_ray.request import FIELDS, check_columns, parse_row
 from wan_ray.variants import PRESETS, VARIANTS
 from wan_ray.wording import in_words
@@ -138,6 +139,7 @@ class StageSection(_Section):
 
 
 class StagesSection(_Section):
+    extend: StageSection = StageSection(num_cpus=0.1)
     encode: StageSection = StageSection()
     denoise: StageSection = StageSection()
     decode: StageSection = StageSection()
@@ -229,6 +231,7 @@ class RenderConfig(_Section):
     manifest: str | None = None
     output: str | None = None
     defaults: dict[str, object] = {}
+    extend: ExtendSection | None = None
     stages: StagesSection = StagesSection()
     video: VideoSection = VideoSection()
     hardware: HardwareSection | None = None
@@ -260,6 +263,11 @@ class RenderConfig(_Section):
             raise ValueError(f"models: {', '.join(names)} names a variant twice; rows could not tell them apart")
         if self.limits.max_cost is not None and (self.hardware is None or self.hardware.price_per_gpu_hour is None):
             raise ValueError("limits.max_cost: without a price there is no cost; give hardware.price_per_gpu_hour")
+        if self.extend is not None and self.extend.provider != "qwen" and self.stages.extend.replicas.max > 1:
+            raise ValueError(
+                f"stages.extend.replicas: {self.stages.extend.replicas.max} workers would each keep the limits of "
+                f"{self.extend.provider!r} for themselves; use 1, and more extend.rows_at_once"
+            )
         return self
 
     @property
@@ -306,7 +314,7 @@ def _problem(error: Any) -> str:
     *parents, name = error["loc"]
     section: Any = RenderConfig
     for parent in parents:
-        if isinstance(parent, str):  # not a position in models
+        if isinstance(parent, str) and parent in section.model_fields:  # no position in models, no key of a map
             annotation = section.model_fields[parent].annotation
             section = next((t for t in get_args(annotation) if hasattr(t, "model_fields")), annotation)
     known = list(section.model_fields)

@@ -9,7 +9,13 @@ from typing import TextIO
 from wan_ray.graph.board import Event, GangState, Snapshot
 from wan_ray.storage.records import Record
 
-_PAST = {"encode": "encoded", "denoise": "denoised", "decode": "decoded", "publish": "published"}
+_PAST = {
+    "extend": "extended",
+    "encode": "encoded",
+    "denoise": "denoised",
+    "decode": "decoded",
+    "publish": "published",
+}
 _QUIET_INTERVAL_S = 10.0  # between progress lines where nobody watches a terminal
 
 
@@ -74,7 +80,9 @@ class Display:
         elapsed_s = time.monotonic() - self._started
         rate = self._done / elapsed_s if elapsed_s > 0 else 0.0
         eta = f"{(self._num_rows - self._done) / rate:.0f} s" if rate else "unknown"
-        inside = "  ".join(f"{stage} {self._inside.get(stage, 0)}" for stage in _PAST)
+        inside = "  ".join(
+            f"{stage} {self._inside.get(stage, 0)}" for stage in _PAST if stage in self._inside or stage != "extend"
+        )
         waiting = sum(not gang.ranks for gang in self._gangs)
         gangs = f"  gangs that start or wait for room: {waiting}" if waiting else ""
         steps = ", ".join(f"{gang.id} {gang.step}/{gang.num_steps}" for gang in self._gangs if gang.num_steps)

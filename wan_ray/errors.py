@@ -7,6 +7,7 @@
       RequestError           the row's own fault: recorded, never retried
       StageError             a stage failed on a sound row: recorded with its stage; may be retried
         GangError            ranks did not meet or lost each other: the gang is built anew and the row tried again
+        ExtenderError        a prompt could not be rewritten: the config says whether the row goes on without
         OutOfMemoryError     memory did not suffice in any way the stage knows; the message says what would
         ProgressError        what was saved of a clip is not this row's, or is damaged: start it at step 0
       ClipStoppedError       a clip was stopped at a step boundary, as asked; it can go on from what was saved
@@ -49,6 +50,10 @@ class StageError(WanRayError):
 
 class GangError(StageError):
     """The ranks of a gang did not meet, or lost each other."""
+
+
+class ExtenderError(StageError):
+    """A prompt could not be rewritten."""
 
 
 class OutOfMemoryError(StageError):

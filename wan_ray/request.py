@@ -191,6 +191,7 @@ class ResolvedRequest:
 
     width and height are 0 where a first image will decide them, fps where a video may; media holds paths, URLs and
     data URLs by field. vace: the options of its mode, but for the sources among them, which are in media.
+    extend_prompt: the prompt is to be rewritten, or was.
     """
 
     id: str
@@ -212,6 +213,7 @@ class ResolvedRequest:
     media: Mapping[str, Sequence[str]] = field(default_factory=dict)
     vace: Mapping[str, JsonValue] = field(default_factory=dict)
     compat: Compat | None = None
+    extend_prompt: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,12 +298,20 @@ def choose_variant(request: RenderRequest, variants: Sequence[Variant]) -> Varia
     return next((v for v in able if (request.width, request.height) in v.sizes), able[0])
 
 
-def resolve(request: RenderRequest, variant: Variant, preset: Preset | None = None) -> ResolvedRequest:
-    """Fill in what preset, task and model decide; RequestError when this model cannot render it."""
+def resolve(
+    request: RenderRequest, variant: Variant, preset: Preset | None = None, *, extends: bool = False
+) -> ResolvedRequest:
+    """Fill in what preset, task and model decide; RequestError when this model cannot render it.
+
+    extends: whether there is an extender for rows that ask for one.
+    """
     if request.task not in variant.tasks:
         choose_variant(request, [variant])
-    if request.extend_prompt:
-        raise RequestError("extend_prompt: true, but no prompt extender is configured; extend the prompts beforehand")
+    if request.extend_prompt and not extends:
+        raise RequestError(
+            "extend_prompt: true, but no prompt extender is configured; add `extend` to the config, or extend the "
+            "prompts beforehand with `wan-ray extend`"
+        )
     default = TASK_DEFAULTS[request.task]
     sampler = preset or default
     flow_shift = sampler.flow_shift if preset or variant.flow_shift is None else variant.flow_shift
@@ -342,6 +352,7 @@ def resolve(request: RenderRequest, variant: Variant, preset: Preset | None = No
         media=media,
         vace=vace,
         compat=request.compat,
+        extend_prompt=request.extend_prompt,
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 from wan_ray.config import GangSection, HardwareSection, ModelSection, StagesSection
 from wan_ray.costs.bucket import Bucket
 from wan_ray.costs.choice import finish_seconds, resolve_gang
-from wan_ray.costs.layout import Estimate, Layout, cheapest, estimates, fastest, most_gangs
+from wan_ray.costs.layout import Estimate, Layout, cheapest, estimates, fastest, most_gangs, roomier_layout
 from wan_ray.costs.tail import tail_layout
 from wan_ray.degrees import Degrees
 from wan_ray.errors import ConfigError
@@ -124,3 +124,17 @@ def test_without_known_gpus_there_is_nothing_to_choose_by() -> None:
     assert resolve_gang(section("debug"), None, {})[0] == GangSection()
     named = GangSection(ulysses_degree=3)
     assert resolve_gang(section(gang=named), None, {}) == (named, "as configured")
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings", "wanted"),
+    [
+        ("t2v-14B", {"gang": None}, "gang: {ulysses_degree: 2} with offload: blocks"),
+        ("t2v-14B", {"gang": {"ulysses_degree": 2}}, "gang: {ulysses_degree: 4} with offload: blocks"),
+        ("debug", {}, "None"),
+    ],
+)
+def test_a_roomier_layout_has_more_ranks_of_which_each_needs_less(
+    variant: str, settings: dict[str, object], wanted: str
+) -> None:
+    assert str(roomier_layout(section(variant, **settings), LARGE._replace(variant=variant))) == wanted

@@ -5,7 +5,7 @@ from wan_ray.report.pace import pace, run_pace, timeline
 from wan_ray.report.rows import RECORD
 
 
-def table(times, *, ok=True, refused=False, seconds=(0.0, 8.0, 2.0, 0.0), gpu_seconds=np.nan):
+def table(times, *, ok=True, refused=False, seconds=(0.0, 0.0, 8.0, 2.0, 0.0), gpu_seconds=np.nan):
     rows = np.zeros(len(times), RECORD)
     rows["time_s"], rows["ok"], rows["refused"] = times, ok, refused
     rows["seconds"], rows["gpu_seconds"] = seconds, gpu_seconds
@@ -20,7 +20,7 @@ def joined(*tables):
 def test_means_are_over_clips_and_a_refused_row_is_no_work():
     rows = joined(
         table([1, 2], gpu_seconds=[30.0, np.nan]),
-        table([3], ok=False, seconds=(0, 50, 0, 0)),
+        table([3], ok=False, seconds=(0, 0, 50, 0, 0)),
         table([4], ok=False, refused=True),
     )
     of = pace(rows, 1800.0)
@@ -42,7 +42,7 @@ def test_the_last_ten_minutes_are_told_apart_from_the_whole_run():
 
 
 def test_lately_is_ten_clips_time_where_clips_are_long():
-    rows = table(range(600, 40 * 600 + 1, 600), seconds=(0, 590, 10, 0))
+    rows = table(range(600, 40 * 600 + 1, 600), seconds=(0, 0, 590, 10, 0))
     assert run_pace(rows, started_s=0.0, num_pending=None).recent.over_s == 6000
 
 

@@ -30,15 +30,15 @@ def test_a_record_that_two_runs_indexed_counts_once(written, record):
 
 
 def test_rows_come_in_the_order_of_time_with_their_numbers(written, record, start):
-    seconds = {"encode": 0.5, "denoise": 8.0, "decode": 2.0}
+    seconds = {"extend": 1.5, "encode": 0.5, "denoise": 8.0, "decode": 2.0}
     late = record("late", at=60.25, row=3, seconds=seconds, variant="t2v-1.3B")
     refused = record("refused", at=1, error_message="no", error_stage="read")
-    table = read(written([late, refused]), {("r1", "t2v-1.3B"): (0.25, 4, 0, 0)}).table
+    table = read(written([late, refused]), {("r1", "t2v-1.3B"): (1, 0.25, 4, 0, 0)}).table
     assert table["time_s"].tolist() == [start + 1, start + 60.25]
     assert table["row"].tolist() == [NO_ROW, 3]
     assert table["refused"].tolist() == [True, False]
-    np.testing.assert_array_equal(table["seconds"], [[np.nan] * 4, [0.5, 8, 2, np.nan]])
-    np.testing.assert_array_equal(table["gpu_seconds"], [np.nan, 0.25 * 0.5 + 4 * 8])
+    np.testing.assert_array_equal(table["seconds"], [[np.nan] * 5, [1.5, 0.5, 8, 2, np.nan]])
+    np.testing.assert_array_equal(table["gpu_seconds"], [np.nan, 1.5 + 0.25 * 0.5 + 4 * 8])
 
 
 def test_a_run_that_does_not_say_its_gpus_gives_no_gpu_seconds(written, record):
@@ -91,4 +91,13 @@ def test_gpus_are_those_of_the_config_and_of_every_rank_of_a_gang():
     stages = {"encode": {"num_gpus": 0.25}, "denoise": {"num_gpus": 0.5}}
     config = RenderConfig.model_validate({"models": models, "stages": stages}).model_dump(mode="json")
     held = gpus_held([{"run_id": "r1", "config": config}, {"run_id": "r2", "config": {"of": "another version"}}])
-    assert held == {("r1", "t2v-14B"): (0.25, 4.0, 0, 0), ("r1", "vace-14B"): (0.25, 0.5, 0, 0)}
+    assert held == {("r1", "t2v-14B"): (0, 0.25, 4.0, 0, 0), ("r1", "vace-14B"): (0, 0.25, 0.5, 0, 0)}
+
+
+def test_an_index_of_before_prompts_were_extended_is_still_read(written, record, tmp_path):
+    output = written([record("a", seconds={"denoise": 8.0})])
+    (part,) = (tmp_path / "out/index").glob("*.parquet")
+    table = pq.read_table(part)
+    pq.write_table(table.drop_columns(["seconds_extend", "extension"]), part)
+    assert read(output).table["seconds"][0].tolist()[2] == 8.0
+    assert np.isnan(read(output).table["seconds"][0][0])

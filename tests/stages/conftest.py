@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from asking import item_of, section_of, server
 
 from wan_ray.config import ModelSection, VideoSection
 from wan_ray.request import RenderRequest, resolve
@@ -14,6 +15,7 @@ from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader
 from wan_ray.variants import get_variant
 
+__all__ = ["item_of", "section_of", "server"]
 MakeItem = Callable[..., Item]
 
 

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import logging
 import sys
 from dataclasses import replace
 
 import torch
-from little_memory import at_most_more
+from little_memory import Told, at_most_more
 
 from wan_ray.config import ModelSection, VideoSection
 from wan_ray.errors import OutOfMemoryError
@@ -17,15 +16,6 @@ from wan_ray.stages.loader import StageLoader
 from wan_ray.variants import get_variant
 
 MB = 1 << 20
-
-
-class Told(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 def item_of(side: int) -> Item:
@@ -40,8 +30,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = ModelSection(variant="debug", checkpoint=sys.argv[1], device="cpu")
     loader = StageLoader(model=model, video=VideoSection(preset="ultrafast", threads=1))
-    told = Told()
-    logging.getLogger("wan_ray.stages.memory").addHandler(told)
+    told = Told("wan_ray.stages.memory")
     decode, large, small = loader.decode(), item_of(512), item_of(64)
     found: dict[str, dict] = {}
 

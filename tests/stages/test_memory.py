@@ -47,6 +47,35 @@ def test_without_memory_for_small_tiles_the_row_fails_with_what_to_do_and_the_pr
     assert decoded["small, after none"] == decoded["small"]
 
 
+@pytest.fixture(scope="module")
+def denoised(debug_checkpoint: Path) -> dict[str, dict]:
+    return run_alone(Path(__file__).with_name("denoise_short_of_memory.py"), debug_checkpoint)
+
+
+def test_a_step_without_memory_is_taken_again_with_offloaded_blocks_and_the_latents_have_the_same_bits(
+    denoised: dict[str, dict],
+) -> None:
+    """It goes on from the step: on_step hears of each once."""
+    wanted = {**denoised["enough"], "offload": "blocks"}
+    assert denoised["enough"]["steps"] == [1, 2, 3, 4, 5]
+    assert denoised["refused"] == {**wanted, "told": 1}
+    assert denoised["again"] == wanted
+
+
+def test_blocks_are_on_the_device_for_rows_of_other_shapes(denoised: dict[str, dict]) -> None:
+    assert denoised["small, after refused"] == denoised["small"]
+    assert denoised["small"]["offload"] is None
+
+
+def test_without_memory_for_offloaded_blocks_the_row_fails_with_what_to_do_and_the_process_goes_on(
+    denoised: dict[str, dict],
+) -> None:
+    assert denoised["refused for good"]["steps"] == [1, 2]
+    message = denoised["refused for good"]["message"]
+    assert message.startswith("out of memory for debug at 416x240x5 in any way this stage has; render fewer pixels")
+    assert denoised["after all"] == {**denoised["enough"], "offload": "blocks"}
+
+
 def test_a_refused_allocation_is_told_from_other_errors() -> None:
     with at_most_more(1 << 28):
         for allocate in (lambda: torch.empty(1 << 30, dtype=torch.uint8), lambda: bytearray(1 << 30)):

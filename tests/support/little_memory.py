@@ -1,11 +1,12 @@
 """A process that may have only so much more memory than it has: a real allocation fails in it, on any machine."""
 
 import json
+import logging
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +17,8 @@ def run_alone(program: Path, *arguments: object, timeout_s: float = 500.0) -> di
         **os.environ,
         "OMP_NUM_THREADS": "1",
         # What is freed goes back at once, so that the limit is about what is in use.
-        "MALLOC_MMAP_THRESHOLD_": "1048576",
-        "MALLOC_TRIM_THRESHOLD_": "1048576",
+        "MALLOC_MMAP_THRESHOLD_": "262144",
+        "MALLOC_TRIM_THRESHOLD_": "262144",
         "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
     }
     command = [sys.executable, str(program), *map(str, arguments)]
@@ -37,3 +38,17 @@ def at_most_more(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+class Told(logging.Handler):
+    """What a logger says, line by line; heard is called at each."""
+
+    def __init__(self, name: str, heard: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self._heard = heard
+        logging.getLogger(name).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        self._heard()

@@ -26,7 +26,8 @@ _WORTH = 0.95
 
 def denoise_gpus(stages: StagesSection, hardware: HardwareSection) -> int:
     """GPUs that denoising ranks may take: what the other stages leave, one rank to a GPU."""
-    others = sum(stage.replicas.min * stage.num_gpus for stage in (stages.encode, stages.decode, stages.publish))
+    sections = (stages.extend, stages.encode, stages.decode, stages.publish)
+    others = sum(stage.replicas.min * stage.num_gpus for stage in sections)
     share = stages.denoise.num_gpus or 1.0
     return min(hardware.num_gpus, int((hardware.num_gpus - others) / share + 1e-6))
 

@@ -13,6 +13,8 @@ from wan_ray.degrees import Degrees
 from wan_ray.variants import DiTArchitecture, get_variant
 
 MAX_RANKS = 64
+_NODE_GPUS = 8
+_ROOMIER = 0.8  # of the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,3 +209,29 @@ def working_layout(
         if sums:
             return min(sums, key=lambda found: found[:3])[-1][0].layout
     return None
+
+
+def roomier_layout(section: ModelSection, bucket: Bucket) -> Layout | None:
+    """The one on the fewest GPUs that needs clearly less of each than the section's does with its blocks offloaded.
+
+    None where the model's sizes are not known, or more ranks do not need less.
+    """
+    if not has_costs(section):
+        return None
+    architecture, sizes = known_architecture(section.variant), dtype_bytes(section)
+
+    def needed(layout: Layout) -> float:
+        return denoise_memory(
+            architecture,
+            bucket,
+            degrees=layout.degrees,
+            fsdp=layout.fsdp,
+            offload_blocks=layout.offload_blocks,
+            dtype_bytes=sizes,
+        ).total
+
+    offloaded = section.model_copy(update={"offload": "blocks"})
+    present = layout_of(offloaded)
+    others = layouts(offloaded, num_gpus=MAX_RANKS, gpus_per_node=_NODE_GPUS)
+    roomier = (layout for layout in others if needed(layout) < _ROOMIER * needed(present))
+    return min(roomier, key=lambda layout: (layout.num_gpus, layout.degrees.ring), default=None)

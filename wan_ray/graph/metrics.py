@@ -103,7 +103,7 @@ class RunMetrics:
         self._left -= 1
         self._set("wan_ray_rows_left", self._left)
         self._add("wan_ray_rows_total", 1, outcome=record.status, error=record.error_type or "")
-        if record.error_stage == "read":
+        if record.error_stage in ("read", "extend"):
             self._unread -= 1
         if record.status == "ok":
             self._add("wan_ray_denoise_tflop_total", denoise_tflop(record))
@@ -131,7 +131,9 @@ class RunMetrics:
                 self._add("wan_ray_rank_seconds_total", rank_seconds)
 
     def _move(self, event: Event, *, back: bool) -> None:
-        """Out of what waits for the event's stage, or back into it."""
+        """Out of what waits for the event's stage, or back into it; what waits to be extended is not encoded yet."""
+        if event.stage == "extend":
+            return
         if event.stage == "encode":
             self._unread += 1 if back else -1
         elif back:

@@ -16,11 +16,13 @@ from ray.exceptions import RayError
 from wan_ray.config import ModelSection, RenderConfig, Replicas, StageSection
 from wan_ray.costs.check import check_layout
 from wan_ray.errors import ConfigError, RunStoppedError
+from wan_ray.extend_section import ExtendSection
 from wan_ray.graph.board import Board, BoardHandle
 from wan_ray.graph.leader import Denoise
 from wan_ray.graph.operator import (
     Decode,
     Encode,
+    Extend,
     Publish,
     UserRow,
     as_result,
@@ -95,6 +97,8 @@ def _path(
 ) -> Dataset:
     """Encode, denoise, decode; where it shares the output with other runs, only the rows that it can claim."""
     stages, loaded = config.stages, {"model": model, "video": config.video, "board": board}
+    if config.extend is not None:
+        items = _extended(items, config, config.extend, board, run_id)
     encoded = _in_actors(
         items, Encode, stages.encode, {**loaded, "run_id": run_id, "output": config.output if shares else None}
     )
@@ -105,6 +109,26 @@ def _path(
     )
     denoised = _in_actors(encoded, Denoise, leaders, leads)
     return _in_actors(denoised, Decode, stages.decode, loaded)
+
+
+def _extended(items: Dataset, config: RenderConfig, section: ExtendSection, board: BoardHandle, run_id: str) -> Dataset:
+    """Prompts rewritten, several rows at once, by one worker where it asks a service, so that its limits hold.
+
+    Before rows are claimed: runs that share an output share the replies.
+    """
+    stage = config.stages.extend
+    named = {"section": section, "board": board, "run_id": run_id, "output": config.output}
+    return items.map_batches(
+        Extend,
+        batch_size=section.rows_at_once,
+        batch_format="pyarrow",
+        fn_constructor_kwargs=named,
+        num_cpus=stage.num_cpus,
+        num_gpus=stage.num_gpus or None,
+        compute=ActorPoolStrategy(
+            min_size=stage.replicas.min, max_size=stage.replicas.max, max_tasks_in_flight_per_actor=2
+        ),
+    )
 
 
 def _published(items: Dataset, config: RenderConfig, board: BoardHandle, run_id: str) -> Dataset:
@@ -135,7 +159,8 @@ def _configured(dataset: Dataset, config: RenderConfig, model: ModelSection) -> 
     # same with tasks that reserve a whole CPU, which a small machine does not have to spare.
     dataset.context.target_max_block_size = 1
     stages = config.stages
-    if any(section.replicas.min < section.replicas.max for section in (stages.encode, stages.decode, stages.publish)):
+    others = (stages.extend, stages.encode, stages.decode, stages.publish)
+    if any(section.replicas.min < section.replicas.max for section in others):
         # Ray Data does not see what the ranks reserve: its pools must not grow into it.
         have, gangs = ray.cluster_resources(), gangs_least(config, model)
         dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(

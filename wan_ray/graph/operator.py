@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
+import pyarrow as pa
 import ray
 
 from wan_ray.config import ModelSection, RenderConfig, VideoSection
 from wan_ray.errors import ClipStoppedError, GangError, RequestError, RunStoppedError, StageError, StorageError
+from wan_ray.extend_section import ExtendSection
 from wan_ray.graph.board import BoardHandle, Event
 from wan_ray.media.check import MediaCheck
+from wan_ray.stages.extend import ExtendStage
 from wan_ray.stages.items import Item, Row
 from wan_ray.stages.publish import PublishStage, make_record
 from wan_ray.stages.read import read_pending, read_row, with_media_checked
@@ -125,8 +128,39 @@ def without_tensors(row: Row) -> Item:
     return Item.from_row({**row, "tensors": b""})
 
 
+class Extend:
+    """The language model's operator: it takes several rows at once, and asks about those that want a rewrite."""
+
+    def __init__(self, *, section: ExtendSection, board: BoardHandle, run_id: str, output: str | None) -> None:
+        self._extend = ExtendStage(section, output=output, run_id=run_id)
+        self._worker = Worker("extend", board)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        items = [without_tensors(cast(Row, row)) for row in batch.to_pylist()]
+        asking = [i for i, item in enumerate(items) if item.failure is None and item.sound.extend_prompt]
+        if not asking:
+            return batch
+        started = time.perf_counter()
+        # The board knows one item of a worker at a time: the first stands for all that are asked about together.
+        while asking:
+            try:
+                self._worker.begin(items[asking[0]])
+                break
+            except StageError as error:
+                first = asking.pop(0)
+                items[first] = items[first].failed("extend", error)
+                self._worker.end(items[first], 0.0)
+        ended = self._extend.extend([items[i] for i in asking])
+        seconds = (time.perf_counter() - started) / max(1, len(asking))
+        for i, item in zip(asking, ended, strict=True):
+            items[i] = replace(item, seconds={**item.seconds, "extend": seconds})
+            logger.info("extend request_id=%s seconds=%.2f", item.id, seconds)
+            self._worker.end(items[i], seconds)
+        return pa.Table.from_pylist([dict(item.to_row()) for item in items], schema=batch.schema)
+
+
 class Encode:
-    """The text encoder's operator; the first that works on a row, and so the one that claims it in a shared output."""
+    """The text encoder's operator; the first that all rows go through, and so the one that claims them."""
 
     def __init__(
         self, *, model: ModelSection, video: VideoSection, board: BoardHandle, run_id: str, output: str | None
@@ -200,7 +234,7 @@ def as_result(row: UserRow, *, run_id: str) -> UserRow:
         item = Item.from_row(cast(Row, row))
         record = make_record(item, run_id=run_id)
         clip = item.clip.data if item.clip else None
-    maps = ("labels", "inputs", "weights", "rendered_on", "versions")
+    maps = ("labels", "extension", "inputs", "weights", "rendered_on", "versions")
     fields = record.model_dump(exclude={"name", "row", "extra", "seconds", *maps})
     texts = {name: getattr(record, name) or None for name in maps}
     seconds = {f"seconds_{name}": record.seconds.get(name) for name in ("encode", "denoise", "decode")}

@@ -113,7 +113,8 @@ def others_least(config: RenderConfig) -> Resources:
     """What all but the gangs reserve at least."""
     stages = config.stages
     needed = Resources(cpus=_OTHERS_CPUS + LEADER_CPUS * stages.denoise.replicas.max, gpus=0.0)
-    for section in (stages.encode, stages.decode, stages.publish):
+    extend = (stages.extend,) if config.extend is not None else ()
+    for section in (*extend, stages.encode, stages.decode, stages.publish):
         needed += rank_resources(section) * section.replicas.min
     return needed
 

@@ -26,6 +26,16 @@ def encode_png(frame: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def small_png(frame: np.ndarray, *, max_pixels: int) -> bytes:
+    """The frame, uint8 [H,W,3], as a PNG of at most so many pixels, its aspect kept."""
+    height, width = frame.shape[:2]
+    scale = (max_pixels / (height * width)) ** 0.5
+    if scale < 1:
+        size = max(1, int(width * scale)), max(1, int(height * scale))
+        frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+    return encode_png(frame)
+
+
 def load_image(source: str | bytes, *, what: str = "image", max_bytes: int = MAX_IMAGE_BYTES) -> np.ndarray:
     """The picture as it is meant to be seen, uint8 [H,W,3]: turned by its EXIF tag, on white where transparent.
 

@@ -14,11 +14,53 @@ Offload = Literal["none", "model", "blocks"]
 _ALIGNMENT = 256  # bytes, of each tensor in a buffer
 
 
+class Weights:
+    """Where a model's weights are, which may be changed between its uses. Entered while the model is in use."""
+
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, offload: Offload) -> None:
+        """blocks: as BlockOffload takes them."""
+        self._model = model
+        self._blocks = blocks
+        self._device = device
+        self._whole: ModelOffload | None = None
+        self._parts: BlockOffload | None = None
+        self.offload: Offload | None = None
+        self.keep(offload)
+
+    def keep(self, offload: Offload) -> None:
+        """Have them there from now on. When memory runs out on the way, call it again with a leaner way."""
+        if offload == self.offload:
+            return
+        self.offload, self._whole = None, None
+        if self._parts is not None:
+            self._parts.end()
+            self._parts = None
+        with torch.inference_mode(mode=False):  # they are for other uses as well as the one that this is called in
+            if offload == "blocks":
+                self._parts = BlockOffload(self._model, self._blocks, self._device)
+            elif offload == "model":
+                self._whole = ModelOffload(self._model, self._device)
+            else:
+                for parameter in self._model.parameters():
+                    parameter.data = parameter.data.to(self._device)
+        self.offload = offload
+
+    def __enter__(self) -> None:
+        if self._whole is not None:
+            self._whole.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._whole is not None:
+            self._whole.__exit__(kind, error, trace)
+
+
 class BlockOffload:
     """Keeps the weights of a model's blocks in host memory, and at most two blocks' on the device.
 
     Those are the one in use and, fetched on a side stream meanwhile, the next in order. All other weights of the model
-    stay on the device. The model is changed by hooks; it owns this object from then on.
+    stay on the device. The model is changed by hooks, which refer to this object until it is ended.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
@@ -32,10 +74,19 @@ class BlockOffload:
         self._slots = [_Slot(size_bytes, device) for _ in range(2)]
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._in_use: int | None = None
-        for index, block in enumerate(blocks):
-            for module in block.modules():
-                # Every module of a block, for parts of it are called by themselves, e.g. for keys and values.
-                module.register_forward_pre_hook(self._hook(index))
+        # Every module of a block, for parts of it are called by themselves, e.g. for keys and values.
+        self._hooks = [
+            module.register_forward_pre_hook(self._hook(index))
+            for index, block in enumerate(blocks)
+            for module in block.modules()
+        ]
+
+    def end(self) -> None:
+        """Leave all blocks in host memory, and the model as one without hooks."""
+        for hook in self._hooks:
+            hook.remove()
+        for block in self._blocks:
+            block.point_to(block.host)
 
     @property
     def resident_bytes(self) -> int:
@@ -71,11 +122,19 @@ class ModelOffload:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._device = device
-        self._weights = [(p, p.data.pin_memory() if device.type == "cuda" else p.data) for p in model.parameters()]
+        self._weights: list[tuple[nn.Parameter, Tensor]] = []
+        for parameter in model.parameters():
+            host = parameter.data.cpu()
+            parameter.data = host.pin_memory() if device.type == "cuda" else host
+            self._weights.append((parameter, parameter.data))
 
     def __enter__(self) -> None:
-        for parameter, host in self._weights:
-            parameter.data = host.to(self._device, non_blocking=True)
+        try:
+            for parameter, host in self._weights:
+                parameter.data = host.to(self._device, non_blocking=True)
+        except BaseException:  # out of memory, most likely
+            self.__exit__(None, None, None)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

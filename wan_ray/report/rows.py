@@ -16,7 +16,7 @@ from wan_ray.storage.blob import Store, failing_as
 from wan_ray.storage.paths import INDEX
 from wan_ray.storage.runs import RunEntry, config_of
 
-STAGES = ("encode", "denoise", "decode", "publish")
+STAGES = ("extend", "encode", "denoise", "decode", "publish")
 NO_ROW = np.iinfo(np.int64).max  # the row number of a record without one: after all others
 RECORD = np.dtype(
     [
@@ -126,6 +126,7 @@ def gpus_held(runs: Sequence[RunEntry]) -> GpusHeld:
         for model in config.all_models:
             ranks = float("nan") if model.gang == "auto" else model.gang.degrees.world_size if model.gang else 1
             held[str(run["run_id"]), model.variant] = (
+                stages.extend.num_gpus,
                 stages.encode.num_gpus,
                 stages.denoise.num_gpus * ranks,
                 stages.decode.num_gpus,

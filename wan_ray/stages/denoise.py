@@ -1,20 +1,21 @@
 """Denoise: noise drawn from the row's seed becomes clean latents under its text, on one device or on a gang's ranks."""
 
 import platform
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from wan_ray.costs.bucket import Bucket
 from wan_ray.degrees import Degrees
 from wan_ray.model.attention import WHOLE, Layout
 from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.dit import PATCH, DiT
 from wan_ray.model.lora import Adapter
-from wan_ray.parallel.offload import BlockOffload, ModelOffload, Offload
+from wan_ray.parallel.offload import Offload, Weights
 from wan_ray.parallel.process_group import Groups
 from wan_ray.parallel.sequence import Attention, SequenceParallel, exchange_passes
 from wan_ray.parallel.xfuser_usp import Strategy, choose_attention
@@ -22,9 +23,12 @@ from wan_ray.request import ResolvedRequest
 from wan_ray.sampling.loop import OnStep, Velocity, denoise, guide, guided
 from wan_ray.sampling.state import Progress
 from wan_ray.stages.items import Item
+from wan_ray.stages.memory import Ladder
 from wan_ray.stages.pause import BetweenSteps, Pause, recipe_of
+from wan_ray.stages.read import bucket_of
 
 LATENT_CHANNELS = 16
+_RENDER_LESS = "render fewer pixels or frames"
 
 
 def latent_shape(request: ResolvedRequest, *, num_references: int = 0) -> tuple[int, int, int, int]:
@@ -41,24 +45,45 @@ def draw_noise(request: ResolvedRequest, *, num_references: int = 0) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a DiT computes. resident: entered while it is in use. attention: of a gang that divides tokens."""
+    """Where a DiT computes. weights: where they are, if that can change. attention: of a gang that divides tokens."""
 
     device: torch.device
-    resident: AbstractContextManager[object] = nullcontext()
+    offload: Offload = "none"
+    weights: Weights | None = None
     groups: Groups | None = None
     attention: Attention | None = None
+
+
+class _Latest:
+    """How far a clip has come, to go on from when a step has failed."""
+
+    def __init__(self, start: Progress | None, between_steps: BetweenSteps) -> None:
+        self.progress = start
+        self._between_steps = between_steps
+
+    def __call__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._between_steps(progress)
 
 
 class DenoiseStage:
     """Owns the DiT, or one rank's part of it.
 
-    All ranks of a gang are called with the same items, and return the same.
+    All ranks of a gang are called with the same items, and return the same. A rank that is alone and has not the
+    memory keeps the DiT's blocks in host memory; of several, one that has not raises.
     """
 
-    def __init__(self, model: DiT, fingerprint: str, place: Place) -> None:
+    def __init__(
+        self, model: DiT, fingerprint: str, place: Place, fix: Callable[[Bucket], str] = lambda _: _RENDER_LESS
+    ) -> None:
+        """fix: what to do about a shape for which there is no memory, in a few words."""
         self.model = model
         self.fingerprint = fingerprint
         self._place = place
+        self._fix = fix
+        alone = place.groups is None or place.groups.degrees.world_size == 1
+        leaner: tuple[Offload, ...] = ("blocks",) if alone and place.weights and place.offload != "blocks" else ()
+        self._ladder = Ladder[Offload]("denoise", (place.offload, *leaner))
 
     @classmethod
     def load(
@@ -72,9 +97,10 @@ class DenoiseStage:
         groups: Groups | None = None,
         strategy: Strategy = "auto",
         fsdp: bool = False,
+        fix: Callable[[Bucket], str] = lambda _: _RENDER_LESS,
     ) -> Self:
         """CheckpointError when the weights or the adapters do not fit. All ranks of the groups call it."""
-        resident: AbstractContextManager[object] = nullcontext()
+        weights: Weights | None = None
         if groups is not None and fsdp:
             # Imported here: it takes seconds, and is for weights that are sharded.
             from wan_ray.parallel.fsdp import load_sharded_dit
@@ -84,14 +110,12 @@ class DenoiseStage:
         else:
             home = device if offload == "none" else torch.device("cpu")
             model, fingerprint = checkpoint.load_dit(dtype=dtype, device=home, adapters=adapters)
-            if offload == "blocks":
-                BlockOffload(model, model.blocks_in_order(), device)
-            elif offload == "model":
-                resident = ModelOffload(model, device)
+            weights = Weights(model, model.blocks_in_order(), device, offload)
         attention = None
         if groups is not None and groups.sequence is not None:
             attention = choose_attention(groups, strategy, num_heads=model.architecture.num_heads, dtype=dtype)
-        return cls(model, fingerprint, Place(device=device, resident=resident, groups=groups, attention=attention))
+        place = Place(device=device, offload=offload, weights=weights, groups=groups, attention=attention)
+        return cls(model, fingerprint, place, fix)
 
     @torch.inference_mode()
     def __call__(
@@ -100,14 +124,38 @@ class DenoiseStage:
         """The item with tensor latents, float32 [16, T, h, w], on the CPU; on_step(done, total) after each step.
 
         resume: what pause.save was given of this item, on any layout of ranks; ProgressError when it is of another.
-        ClipStoppedError when the pause says so.
+        ClipStoppedError when the pause says so. OutOfMemoryError, with what to do, when offload does not help either.
         """
-        request = item.sound
         recipe = recipe_of(item, self.fingerprint)
-        progress = None if resume is None else Progress.from_bytes(resume, recipe)
+        start = None if resume is None else Progress.from_bytes(resume, recipe)
+        between = BetweenSteps(
+            pause or Pause(),
+            groups=self._place.groups,
+            recipe=recipe,
+            num_steps=item.sound.num_inference_steps,
+        )
+        latest = _Latest(start, between)
+
+        def work(offload: Offload) -> tuple[Tensor, Offload]:
+            if self._place.weights is not None:
+                self._place.weights.keep(offload)
+            return self._latents(item, on_step, latest), offload
+
+        bucket = bucket_of(item.sound)
+        latents, offload = self._ladder.climb(bucket, work, fix=self._fix(bucket))
+        offloaded = {"offload": offload} if offload != "none" else {}
+        return replace(
+            item,
+            tensors={"latents": latents},
+            weights={**item.weights, "transformer": self.fingerprint},
+            rendered_on={**self._rendered_on(), **offloaded},
+        )
+
+    def _latents(self, item: Item, on_step: OnStep | None, latest: "_Latest") -> Tensor:
+        request = item.sound
         num_references = len(request.media.get("reference_images", ()))
         noise = draw_noise(request, num_references=num_references)[None].to(self._place.device)
-        with self._place.resident:
+        with self._place.weights or nullcontext():
             latents = denoise(
                 self._velocity(item, self._layout(noise)),
                 noise,
@@ -115,17 +163,10 @@ class DenoiseStage:
                 num_inference_steps=request.num_inference_steps,
                 flow_shift=request.flow_shift,
                 on_step=on_step,
-                between_steps=BetweenSteps(
-                    pause or Pause(), groups=self._place.groups, recipe=recipe, num_steps=request.num_inference_steps
-                ),
-                resume=progress,
+                between_steps=latest,
+                resume=latest.progress,
             )
-        return replace(
-            item,
-            tensors={"latents": latents[0, :, num_references:].cpu()},
-            weights={**item.weights, "transformer": self.fingerprint},
-            rendered_on=self._rendered_on(),
-        )
+        return latents[0, :, num_references:].cpu()
 
     def _rendered_on(self) -> dict[str, str]:
         """What may round differently elsewhere."""

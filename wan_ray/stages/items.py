@@ -16,7 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_HEAD = ("name", "id", "row", "prompt", "attempt", "content", "extra", "inputs", "seconds", "weights", "rendered_on")
+_HEAD = (
+    "name",
+    "id",
+    "row",
+    "prompt",
+    "attempt",
+    "content",
+    "extra",
+    "extension",
+    "inputs",
+    "seconds",
+    "weights",
+    "rendered_on",
+)
 
 
 class Row(TypedDict):
@@ -52,6 +65,7 @@ class Item:
     seconds: per stage so far. weights: fingerprints of the model parts used. rendered_on: the DiT's device, dtype and
     layout of ranks, and what was done for want of memory. tensors: what the next stage needs.
     inputs: which frames of its sources it shows, and where their pixels went.
+    prompt: the row's own, which the request's may be a rewrite of. extension: how that came about.
     """
 
     name: str
@@ -62,6 +76,7 @@ class Item:
     attempt: int = 1
     content: str | None = None
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
+    extension: Mapping[str, JsonValue] = field(default_factory=dict)
     inputs: Mapping[str, JsonValue] = field(default_factory=dict)
     failure: Failure | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from wan_ray.config import GangSection, ModelSection, VideoSection
+from wan_ray.costs.bucket import Bucket
+from wan_ray.costs.layout import roomier_layout
 from wan_ray.errors import CheckpointError, ConfigError
 from wan_ray.model.checkpoint import Checkpoint, find_checkpoint
 from wan_ray.model.lora import Adapter
@@ -14,6 +16,7 @@ from wan_ray.stages.condition import Conditioner, ImageConditioner, VaceConditio
 from wan_ray.stages.decode import DecodeStage
 from wan_ray.stages.denoise import DenoiseStage
 from wan_ray.stages.encode import EncodeStage
+from wan_ray.stages.memory import memory_for
 from wan_ray.storage.staging import stage_checkpoint
 from wan_ray.variants import VARIANTS, DiTArchitecture, get_variant
 
@@ -76,18 +79,25 @@ class StageLoader:
         CheckpointError when the weights are another model's than the config says.
         """
         gang = self.model.gang if isinstance(self.model.gang, GangSection) else GangSection()
-        stage = DenoiseStage.load(
-            self.checkpoint(),
-            dtype=self.dtype,
-            device=self.device,
-            adapters=self.adapters(),
-            offload=self.model.offload,
-            groups=groups,
-            strategy=gang.strategy,
-            fsdp=gang.fsdp,
-        )
+        with memory_for("the DiT's weights", fix="set model.offload=blocks, or take a gang with fsdp: true"):
+            stage = DenoiseStage.load(
+                self.checkpoint(),
+                dtype=self.dtype,
+                device=self.device,
+                adapters=self.adapters(),
+                offload=self.model.offload,
+                groups=groups,
+                strategy=gang.strategy,
+                fsdp=gang.fsdp,
+                fix=self._denoise_fix,
+            )
         check_variant(self.model.variant, stage.model.architecture)
         return stage
+
+    def _denoise_fix(self, bucket: Bucket) -> str:
+        layout = roomier_layout(self.model, bucket)
+        larger = "" if layout is None else f"take {layout}, or "
+        return f"{larger}render fewer pixels or frames"
 
     def decode(self) -> DecodeStage:
         """The VAE's stage."""

@@ -2,7 +2,8 @@
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -27,6 +28,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in (*_WORDS, _CUDA_WORDS))
 
 
+@contextmanager
+def memory_for(what: str, *, fix: str) -> Iterator[None]:
+    """OutOfMemoryError, with the fix, in place of what torch raises when there is no memory for that."""
+    told = None
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        told = _told(error)
+    if told is not None:
+        raise OutOfMemoryError(f"out of memory for {what}; {fix} ({told})")
+
+
 class Ladder(Generic[Rung]):
     """One stage's ways of doing its work. Each bucket of rows stays on the rung it has come to in this process."""
 
@@ -48,11 +63,11 @@ class Ladder(Generic[Rung]):
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                told = f"{type(error).__name__}: {error}"
+                told = _told(error)
             # Only here, where the error is gone, are the tensors of the frames it came through.
             free()
             if index + 1 == len(self._rungs):
-                raise OutOfMemoryError(f"out of memory in any way this stage knows; {fix} ({told[:500]})")
+                raise OutOfMemoryError(f"out of memory for {bucket} in any way this stage has; {fix} ({told})")
             self._reached[bucket] = index + 1
             logger.warning(
                 "out of memory, trying a leaner way: stage=%s bucket=%s from=%s to=%s error=%s",
@@ -62,6 +77,10 @@ class Ladder(Generic[Rung]):
                 self._rungs[index + 1],
                 told,
             )
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 def free() -> None:

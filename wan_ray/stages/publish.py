@@ -110,6 +110,7 @@ def make_record(item: Item, *, run_id: str, stored: StoredClip | None = None) ->
         id=item.id,
         status="failed" if item.failure else "ok",
         prompt=item.prompt,
+        extension=dict(item.extension),
         extra=dict(item.extra),
         seconds=dict(item.seconds),
         weights=dict(item.weights),

@@ -11,6 +11,7 @@ from wan_ray.config import RenderConfig
 from wan_ray.costs.bucket import Bucket
 from wan_ray.errors import ConfigError, RequestError, StageError, StorageError
 from wan_ray.media.check import MediaCheck
+from wan_ray.prompt.providers import check_extender
 from wan_ray.request import (
     FIELDS,
     ResolvedRequest,
@@ -42,7 +43,8 @@ def read_row(
         models = [section for section in config.all_models if variant in (None, section.variant)]
         variants = [get_variant(section.variant) for section in models]
         chosen = choose_variant(parsed.request, variants)
-        request = resolve(parsed.request, chosen, PRESETS.get(models[variants.index(chosen)].preset or ""))
+        preset = PRESETS.get(models[variants.index(chosen)].preset or "")
+        request = resolve(parsed.request, chosen, preset, extends=config.extend is not None)
     except RequestError as error:
         return refused(row, number, error)
     return Item(
@@ -108,12 +110,14 @@ class Plan:
 
 
 def plan_manifest(config: RenderConfig, *, limit: int | None = None) -> Plan:
-    """Check every row (the first `limit`), without any model; ConfigError when the manifest as a whole is wrong.
+    """Check every row (the first `limit`), without any model; ConfigError when the manifest as a whole is wrong,
+    or prompts are to be extended and the key for it is missing.
 
     Images and videos are not opened, so that a million rows are planned in a minute.
     """
     manifest = open_manifest(config)
     plan = Plan(extra_columns=_extra_columns(manifest))
+    extends = False
     first_row_of: dict[str, int] = {}
     positions: dict[Bucket, int] = {}
     for number, row in manifest.rows():
@@ -129,10 +133,13 @@ def plan_manifest(config: RenderConfig, *, limit: int | None = None) -> Plan:
             plan.bucket_of_row.append(0)
             continue
         first_row_of[item.id] = number
+        extends = extends or item.request.extend_prompt
         bucket = bucket_of(item.request)
         plan.buckets[bucket] += 1
         plan.bucket_of_row.append(positions.setdefault(bucket, len(positions) + 1))
         plan.warnings.update(warnings_for(item.request, get_variant(item.request.variant)))
+    if extends and config.extend is not None:
+        check_extender(config.extend)
     return plan
 
 

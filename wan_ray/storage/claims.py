@@ -23,7 +23,7 @@ class Claims:
 
     def take(self, name: str, attempt: int) -> bool:
         """True when the row is this run's to render; False while another living run has it, or it has a record."""
-        if not self._is_won(name, attempt):
+        if not self.win(name, attempt):
             return False
         # Only now, for claims end when records are there: whoever had this one may just have ended the row.
         if self._records.has(name, attempt):
@@ -31,7 +31,8 @@ class Claims:
             return False
         return True
 
-    def _is_won(self, name: str, attempt: int) -> bool:
+    def win(self, name: str, attempt: int = 1) -> bool:
+        """True when the claim is this run's, whether or not what it is for is done; False while a living run has it."""
         turn = 0
         while True:
             # Each taker-over creates the next file, so of any number of them one wins.
@@ -45,7 +46,7 @@ class Claims:
                 return False
             turn += 1
 
-    def drop(self, name: str, attempt: int) -> None:
+    def drop(self, name: str, attempt: int = 1) -> None:
         """The row has its record: whoever claimed it needs no claim any more."""
         turn = 0
         while self._store.exists(key := _key(name, attempt, turn)):

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # pyarrow makes these functions at import, where no type checker sees them: hence Any.
 pc: Any = pyarrow.compute
 
-_STAGES = ("encode", "denoise", "decode", "publish")
+_STAGES = ("extend", "encode", "denoise", "decode", "publish")
 _MAPS = ("labels", "weights", "rendered_on", "versions")
 _TEXTS = pa.map_(pa.string(), pa.string())
 _FIXED = pa.schema(
@@ -54,6 +54,7 @@ _FIXED = pa.schema(
         "vace": pa.string(),
         "compat": pa.string(),
         "labels": _TEXTS,
+        "extension": pa.string(),
         "inputs": pa.string(),
         "clip": pa.string(),
         "sha256": pa.string(),
@@ -268,8 +269,8 @@ def _columns_of_extras(extra_columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fixed_values(record: Record) -> dict[str, object]:
-    values = record.model_dump(exclude={"name", "extra", "inputs", "seconds", *_MAPS})
-    for name, value in (("inputs", record.inputs), ("vace", record.vace)):
+    values = record.model_dump(exclude={"name", "extra", "extension", "inputs", "seconds", *_MAPS})
+    for name, value in (("inputs", record.inputs), ("vace", record.vace), ("extension", record.extension)):
         values[name] = json.dumps(value, ensure_ascii=False) if value else None
     seconds = {f"seconds_{stage}": record.seconds.get(stage) for stage in _STAGES}
     maps: dict[str, dict[str, str]] = {name: getattr(record, name) for name in _MAPS}

@@ -10,6 +10,7 @@ INDEX = "index"
 RUNS = "runs"
 CLAIMS = "claims"
 PROGRESS = "progress"
+PROMPTS = "prompts"
 CONTACT_SHEET = "contact-sheet.png"
 REPORT = "report.html"
 

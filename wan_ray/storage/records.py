@@ -24,7 +24,8 @@ class Record(BaseModel):
     relative to the output folder, seconds go by stage, weights by part of the model (fingerprints), rendered_on names
     the DiT's device, dtype and layout of ranks, and what was done for want of memory; created_at is ISO 8601 in UTC.
     extra holds the manifest's other columns; NaN in it is written as null, for JSON has no NaN. inputs says which
-    frames of its sources a clip shows and where their pixels went.
+    frames of its sources a clip shows and where their pixels went. extension says who rewrote the
+    prompt into prompt_as_run, or why nobody did.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,7 @@ class Record(BaseModel):
     vace: dict[str, JsonValue] = {}
     compat: str | None = None
     labels: dict[str, str] = {}
+    extension: dict[str, JsonValue] = {}
     inputs: dict[str, JsonValue] = {}
     extra: dict[str, JsonValue] = {}
     clip: str | None = None
