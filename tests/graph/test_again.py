@@ -48,18 +48,21 @@ def test_failed_and_changed_rows_get_another_attempt_and_their_history_stays(
     render: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows: list[dict[str, object]] = [{"id": "kept", "prompt": "A road"}, {"id": "changes", "prompt": "A car"}]
+    rows += [{"id": f"more-{n}", "prompt": ["雨夜的街道", "A tunnel"][n % 2], "seed": n} for n in range(5)]
+    rows += [{"id": f"image-{n}", "prompt": "A bridge", "task": "t2i", "num_frames": 1} for n in range(2)]
+    others = {str(row["id"]) for row in rows[2:]}
     assert render(rows) == OK
     rows[1]["prompt"] = "A truck"
     assert render(rows) == INVALID
     assert "1 rows have a record and now ask for something else: 'changes'" in capsys.readouterr().err
-    assert set(records(tmp_path)) == {"kept", "changes"}
+    assert set(records(tmp_path)) == {"kept", "changes", *others}
     assert render(rows, "--changed", "rerender") == OK
     found = records(tmp_path)
-    assert set(found) == {"kept", "changes", "changes~2"}
+    assert set(found) == {"kept", "changes", "changes~2", *others}
     assert (found["changes"]["prompt"], found["changes~2"]["prompt"]) == ("A car", "A truck")
     (now,) = [entry for entry in read_index(Store(tmp_path / "output")).to_pylist() if entry["id"] == "changes"]
     assert (now["attempt"], now["clip"]) == (2, found["changes~2"]["clip"])
-    assert len(list((tmp_path / "output/clips").iterdir())) == 3
+    assert len(list((tmp_path / "output/clips").iterdir())) == len(found) == 10
     assert not list((tmp_path / "output/claims").iterdir())
 
     for stem, record in found.items():
