@@ -5,7 +5,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,16 +29,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return options.run(options)
+        with _sigterm_as_interrupt():
+            return options.run(options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return INVALID
     except WanRayError as error:
         print(f"error: {error}", file=sys.stderr)
         return STOPPED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != signal.SIGTERM:  # as Ray ends a process while it starts itself
+            raise
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM, which job servers and Kubernetes send, ends what Ctrl-C ends in the same way."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be taken
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -271,7 +289,6 @@ def _serve(options: argparse.Namespace) -> int:
     from wan_ray.graph.online import KEYS_VARIABLE, serve_forever
     from wan_ray.serving.keys import Keys
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve_forever(
         config,
         keys=Keys.open(config.serve.keys_file, more=os.environ.get(KEYS_VARIABLE, "")),

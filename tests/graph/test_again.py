@@ -195,6 +195,26 @@ class Waiting(Nobody):
         self.other_ends.set()
 
 
+def test_a_run_that_is_told_to_end_while_ray_starts_says_that_it_was_interrupted(
+    debug_config: RenderConfig, tmp_path: Path, write_manifest: Write, eventually: Callable[..., bool]
+) -> None:
+    write_manifest(tmp_path / "manifest.parquet", [{"id": "one", "prompt": "A road"}])
+    file = tmp_path / "config.yaml"
+    file.write_text(debug_config.model_copy(update={"ray_address": "local"}).model_dump_json(exclude_none=True))
+    command = [sys.executable, "-m", "wan_ray.cli", "render", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+
+        def has_raylet() -> bool:
+            children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+            return any("raylet/raylet" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
+
+        assert eventually(has_raylet, within_s=60)
+        run.send_signal(signal.SIGTERM)
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == INTERRUPTED, said
+    assert "interrupted; the same command goes on from here" in said
+
+
 def test_a_run_waits_for_rows_that_another_has_and_takes_them_when_it_dies(
     debug_config: RenderConfig, tmp_path: Path, write_manifest: Write
 ) -> None:

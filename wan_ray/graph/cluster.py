@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,15 +29,25 @@ def connected(address: str) -> Iterator[None]:
         # What workers have to say reaches the driver through the board; their logs lie in Ray's session folder.
         options = {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "log_to_driver": False}
     try:
-        ray.init(
-            address=None if address == "auto" else address,
-            include_dashboard=False if address == "local" else None,
-            logging_level=logging.ERROR,
-            **options,
-        )
+        with _own_sigterm():
+            ray.init(
+                address=None if address == "auto" else address,
+                include_dashboard=False if address == "local" else None,
+                logging_level=logging.ERROR,
+                **options,
+            )
     except ConnectionError as error:
         raise ConfigError(f"ray_address={address!r}: no cluster answers ({error}); start one or use 'local'") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what SIGTERM does while Ray starts, which would have it end the process with exit code 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and callable(before):
+        signal.signal(signal.SIGTERM, before)
