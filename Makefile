@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= out/demo
 
-.PHONY: demo test check format clean
+.PHONY: demo test fuzz check format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wan-ray init-debug $(DEMO)
@@ -12,6 +12,10 @@ demo: $(VENV)/.installed
 
 test: check
 	$(BIN)/pytest
+
+# Ten minutes of requests that schemathesis makes up; make test has less than one.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/serving/test_fuzz.py --fuzz-seconds 600 --timeout 900 -s
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

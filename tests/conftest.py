@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 _GOLDENS = Path(__file__).parent / "goldens"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-seconds", type=int, default=40, help="how long tests/serving/test_fuzz.py sends requests")
+
+
 @pytest.fixture(scope="session")
 def debug_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint in the released layout; its weights are those the goldens were made with."""

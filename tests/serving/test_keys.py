@@ -8,7 +8,7 @@ from wan_ray.cli import main
 from wan_ray.config import RenderConfig
 from wan_ray.errors import ConfigError
 from wan_ray.serving.api_error import ApiError
-from wan_ray.serving.keys import Keys, check_exposure, is_loopback, key_line, new_key
+from wan_ray.serving.keys import Keys, check_exposure, check_same_site, is_loopback, key_line, new_key
 
 ALICE, BOB = "wr_" + "a" * 43, "wr_" + "b" * 43
 # printf %s wr_aaa... | sha256sum
@@ -134,3 +134,35 @@ def test_any_other_needs_keys(host: str) -> None:
     with pytest.raises(ConfigError, match="API keys"):
         check_exposure(config(host), Keys())
     check_exposure(config(host), keys())
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("localhost:8000", None),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("localhost", "http://localhost"),
+    ],
+)
+def test_without_keys_programs_and_pages_of_this_machine_are_answered(host: str, origin: str | None) -> None:
+    check_same_site({"host": host} if origin is None else {"host": host, "origin": origin})
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("localhost:8000", "https://evil.example"),  # a form on a page anywhere
+        ("localhost:8000", "null"),
+        ("localhost:8000", "http://localhost:9000"),
+        ("rebound.evil.example:8000", "http://rebound.evil.example:8000"),  # a name that came to stand for 127.0.0.1
+        ("rebound.evil.example:8000", None),
+        ("localhost.evil.example", None),
+        ("127.0.0.1.evil.example", None),
+        ("", None),
+    ],
+)
+def test_without_keys_no_other_site_has_a_browser_use_the_server(host: str, origin: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        check_same_site({"host": host} if origin is None else {"host": host, "origin": origin})
+    assert (caught.value.status, caught.value.code) == (403, "cross_site_request")

@@ -1,6 +1,6 @@
 """make_app: the HTTP application, of routes that stand beside this module."""
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from wan_ray.config import RenderConfig
 from wan_ray.serving import derived_routes, events, image_routes, server_routes, video_routes
@@ -9,7 +9,7 @@ from wan_ray.serving.backend import Backend
 from wan_ray.serving.content import Previews
 from wan_ray.serving.jobs import JobStore
 from wan_ray.serving.keys import Keys
-from wan_ray.serving.limits import RateLimiter
+from wan_ray.serving.limits import RateLimiter, check_head
 from wan_ray.serving.openapi import add_docs_
 from wan_ray.serving.page import page_routes
 from wan_ray.serving.service import Service
@@ -24,7 +24,9 @@ Errors have OpenAI's form, every answer has an `x-request-id`."""
 
 def make_app(config: RenderConfig, *, jobs: JobStore, backend: Backend, keys: Keys) -> FastAPI:
     """Answers for any job in the store; what is live, the backend tells."""
-    app = FastAPI(title="wan_ray", version=VERSION, description=_ABOUT, redoc_url=None)
+    app = FastAPI(
+        title="wan_ray", version=VERSION, description=_ABOUT, redoc_url=None, dependencies=[Depends(check_head)]
+    )
     limits = config.serve
     service = Service(
         config=config,

@@ -1,5 +1,6 @@
 """A request's body, JSON or multipart, as one tree of fields. It is bounded while it is read; files are spooled."""
 
+import asyncio
 import hashlib
 import json
 import re
@@ -15,6 +16,8 @@ from starlette.requests import Request
 from wan_ray.serving.api_error import ApiError
 from wan_ray.wording import shown
 
+BODY_PAUSE_S = 30.0
+BODY_TIMEOUT_S = 600.0
 _MAX_FIELDS = 400
 _MAX_FILES = 40
 _MAX_DEPTH = 8
@@ -77,7 +80,21 @@ async def read_form(request: Request, *, max_bytes: int) -> Form:
 
 async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     num_bytes = 0
-    async for chunk in request.stream():
+    loop, stream = asyncio.get_running_loop(), request.stream()
+    end = loop.time() + BODY_TIMEOUT_S
+    while True:
+        try:
+            async with asyncio.timeout_at(min(end, loop.time() + BODY_PAUSE_S)):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise ApiError(
+                408,
+                "request_timeout",
+                f"the body stood still for {BODY_PAUSE_S:.0f} s, or took {BODY_TIMEOUT_S:.0f} s in all; send it again",
+                headers={"connection": "close"},
+            ) from None
         num_bytes += len(chunk)
         if num_bytes > max_bytes:
             _too_large(max_bytes)
@@ -95,7 +112,7 @@ def _too_large(max_bytes: int) -> NoReturn:
 
 def _json_object(body: bytes) -> dict[str, Field]:
     try:
-        data = json.loads(body, parse_constant=_no_json)
+        data = json.loads(body, parse_constant=_no_json, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}; send an object of fields") from None
     if not isinstance(data, dict):
@@ -105,6 +122,14 @@ def _json_object(body: bytes) -> dict[str, Field]:
 
 def _no_json(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def _without_doubles(pairs: list[tuple[str, Field]]) -> dict[str, Field]:
+    """Whoever looks at the body on its way to us may have read the other of two."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
 
 
 async def _multipart(request: Request, max_bytes: int) -> FormData:

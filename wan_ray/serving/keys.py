@@ -6,7 +6,7 @@ import ipaddress
 import re
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ _OWNER = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _OWNER_RULE = "1 to 40 of a-z, 0-9 and -, not - first"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BEARER = re.compile(r"bearer +([\x21-\x7e]+) *", re.IGNORECASE)
+_LOOPBACK_NAME = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]", re.IGNORECASE)
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
@@ -104,6 +105,24 @@ def check_exposure(config: RenderConfig, keys: Keys) -> None:
         raise ConfigError(
             f"serve.host {host!r} is reached from other machines, and there are no API keys, so anyone could render "
             "here; put a line of `wan-ray key NAME` into a file and name it by serve.keys_file, or listen on 127.0.0.1"
+        )
+
+
+def check_same_site(headers: Mapping[str, str]) -> None:
+    """ApiError 403 for what a page of another site has a browser send to a server without keys.
+
+    A browser says which page asks (Origin), and by which name it reached us (Host): a name of the page's owner may
+    have come to stand for this machine.
+    """
+    host = headers.get("host", "localhost")
+    origin = headers.get("origin", f"http://{host}")
+    name = re.sub(r":\d*$", "", host)
+    if not _LOOPBACK_NAME.fullmatch(name) or origin.partition("://")[2] != host:
+        raise ApiError(
+            403,
+            "cross_site_request",
+            "a server without API keys answers only programs and pages of its own machine, as http://localhost; this "
+            f"came to {host[:80]!r} from {origin[:80]!r}",
         )
 
 

@@ -1,4 +1,7 @@
-"""How often one key may ask. What one request may ask for is bounded where it is read: fields.py, pictures.py."""
+"""How often one key may ask, and how much a request may say before its body.
+
+What its body may hold is bounded where it is read: forms.py, fields.py, accept.py, pictures.py.
+"""
 
 import math
 import threading
@@ -6,8 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from starlette.requests import Request
+
 from wan_ray.serving.api_error import ApiError
 
+MAX_HEADER_BYTES = 32_768
 _WINDOW_S = 60.0
 
 
@@ -36,4 +42,21 @@ class RateLimiter:
             "rate_limit_exceeded",
             f"{self._per_minute} requests a minute are allowed to this key; try again in {wait_s} s",
             headers={"retry-after": str(wait_s), "x-should-retry": "true"},
+        )
+
+
+def check_head(request: Request) -> None:
+    """ApiError for more than MAX_HEADER_BYTES of headers (431), two hosts (400), a compressed body (415)."""
+    headers = request.headers
+    num_bytes = sum(len(name) + len(value) for name, value in headers.raw)
+    if num_bytes > MAX_HEADER_BYTES:
+        raise ApiError(431, "headers_too_large", f"the headers are {num_bytes} bytes; send {MAX_HEADER_BYTES} or less")
+    if len(headers.getlist("host")) > 1:
+        raise ApiError(400, "invalid_host", "there are several Host headers; send one")
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"content-encoding {encoding[:40]!r} is not unpacked here; send the body as it is",
         )

@@ -9,7 +9,7 @@ from wan_ray.config import RenderConfig
 from wan_ray.serving.backend import Backend
 from wan_ray.serving.content import Previews
 from wan_ray.serving.jobs import JobStore
-from wan_ray.serving.keys import Keys
+from wan_ray.serving.keys import Keys, check_same_site
 from wan_ray.serving.limits import RateLimiter
 from wan_ray.serving.traffic import Traffic
 from wan_ray.serving.webhooks import Webhooks
@@ -44,6 +44,8 @@ def authorization_of(request: Request) -> str | None:
 
 def _owner(request: Request, service: Serving) -> str:
     owner = service.keys.owner_of(authorization_of(request))
+    if not service.keys.entries:
+        check_same_site(request.headers)
     service.limiter.check(owner)
     return owner
 
