@@ -19,10 +19,18 @@ LIMITS = {"max_frames": 9, "max_inference_steps": 2, "max_queued": 30, "requests
 
 
 def test_no_request_brings_an_answer_that_is_not_described(
-    pytestconfig: pytest.Config, tmp_path: Path, debug_checkpoint: Path, debug_i2v_checkpoint: Path
+    pytestconfig: pytest.Config,
+    tmp_path: Path,
+    debug_checkpoint: Path,
+    debug_i2v_checkpoint: Path,
+    debug_vace_checkpoint: Path,
 ) -> None:
     seconds = pytestconfig.getoption("--fuzz-seconds")
-    models = {"debug": debug_checkpoint, "debug-i2v": debug_i2v_checkpoint}
+    models = {
+        "debug": debug_checkpoint,
+        "debug-i2v": debug_i2v_checkpoint,
+        "debug-vace": debug_vace_checkpoint,
+    }
     keys = Keys.from_lines(key_line("fuzz", KEY))
     with serving_app(tmp_path / "serve", models=models, serve=LIMITS, keys=keys) as app:
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{app.url}/openapi.json"]

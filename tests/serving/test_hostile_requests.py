@@ -17,11 +17,14 @@ from hostile import (
     Answer,
     Scene,
     Sent,
+    animated_png,
     create,
+    data_url,
     endless,
     form,
     get,
     hostile_scene,
+    png,
     raw_create,
     request,
 )
@@ -40,9 +43,16 @@ BODY = '{"prompt":"a"}'
 
 @pytest.fixture(scope="module")
 def scene(
-    tmp_path_factory: pytest.TempPathFactory, debug_checkpoint: Path, debug_i2v_checkpoint: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    debug_checkpoint: Path,
+    debug_i2v_checkpoint: Path,
+    debug_vace_checkpoint: Path,
 ) -> Iterator[Scene]:
-    models = {"debug": debug_checkpoint, "debug-i2v": debug_i2v_checkpoint}
+    models = {
+        "debug": debug_checkpoint,
+        "debug-i2v": debug_i2v_checkpoint,
+        "debug-vace": debug_vace_checkpoint,
+    }
     with hostile_scene(tmp_path_factory.mktemp("hostile"), models) as scene:
         yield scene
 
@@ -60,10 +70,10 @@ def redirected(target: str) -> Callable[[Scene], Sent]:
     return lambda scene: image(f"http://{TRAP_HOST}:{scene.trap_port}/?{target.format(port=scene.trap_port)}")
 
 
-def of_bob(method: str, path: str) -> Callable[[Scene], Sent]:
+def of_bob(method: str, path: str, **fields: str) -> Callable[[Scene], Sent]:
     """Alice asks for what is Bob's."""
-    body = b'{"prompt": "a road"}' if method == "POST" else b""
-    return lambda scene: request(method, path.format(id=scene.bob_video), body, JSON)
+    text = json.dumps({"prompt": "a road", **fields}) if method == "POST" else ""
+    return lambda s: request(method, path.format(id=s.bob_video), text.replace("{id}", s.bob_video).encode(), JSON)
 
 
 def inside(host: str) -> Callable[[Scene], Sent]:
@@ -93,6 +103,8 @@ ATTACKS: dict[str, tuple[Sent | Callable[[Scene], Sent], int, str | None]] = {
     "cancel another's": (of_bob("POST", "/v1/videos/{id}/cancel"), 404, "video_not_found"),
     "events of another's": (of_bob("GET", "/v1/videos/{id}/events"), 404, "video_not_found"),
     "remix another's": (of_bob("POST", "/v1/videos/{id}/remix"), 404, "video_not_found"),
+    "edit another's": (of_bob("POST", "/v1/videos/edits", video="{id}"), 404, "video_not_found"),
+    "extend another's": (of_bob("POST", "/v1/videos/extensions", video="{id}", seconds="1"), 404, "video_not_found"),
     "list after another's": (of_bob("GET", "/v1/videos?after={id}"), 404, "video_not_found"),
     "owner before the id": (lambda s: get(f"/v1/videos/bob~{s.bob_video}"), 404, "video_not_found"),
     "no key": (get("/v1/videos", key=None), 401, "invalid_api_key"),

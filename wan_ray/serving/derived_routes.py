@@ -26,7 +26,7 @@ from wan_ray.variants import TASK_DEFAULTS, get_variant
 
 router = APIRouter(prefix="/v1", tags=["videos"])
 
-_WRITES = errors(400, 404, 409, 413, 415)
+_WRITES = errors(400, 404, 408, 409, 413, 415)
 _KEPT_FRAMES = 17  # of the video that is continued: a second, from which its motion is seen
 _MAX_SECONDS = 600.0
 

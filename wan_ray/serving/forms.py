@@ -64,17 +64,16 @@ async def read_form(request: Request, *, max_bytes: int) -> Form:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > max_bytes:
         _too_large(max_bytes)
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        _not_read("content-encoding", encoding, "send the body as it is")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         fields = _json_object(b"".join([chunk async for chunk in _bounded(request, max_bytes)]))
     elif kind == "multipart/form-data":
         fields = _tree(await _multipart(request, max_bytes))
     else:
-        raise ApiError(
-            415,
-            "unsupported_media_type",
-            f"content-type {kind[:80]!r} is not read here; send application/json or multipart/form-data",
-        )
+        _not_read("content-type", kind, "send application/json or multipart/form-data")
     return Form(fields=fields, sha256=await run_in_threadpool(_digest, fields))
 
 
@@ -99,6 +98,10 @@ async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
         if num_bytes > max_bytes:
             _too_large(max_bytes)
         yield chunk
+
+
+def _not_read(header: str, value: str, fix: str) -> NoReturn:
+    raise ApiError(415, "unsupported_media_type", f"{header} {value[:80]!r} is not read here; {fix}")
 
 
 def _too_large(max_bytes: int) -> NoReturn:

@@ -46,17 +46,10 @@ class RateLimiter:
 
 
 def check_head(request: Request) -> None:
-    """ApiError for more than MAX_HEADER_BYTES of headers (431), two hosts (400), a compressed body (415)."""
+    """ApiError for more than MAX_HEADER_BYTES of headers (431), and for several hosts (400)."""
     headers = request.headers
     num_bytes = sum(len(name) + len(value) for name, value in headers.raw)
     if num_bytes > MAX_HEADER_BYTES:
         raise ApiError(431, "headers_too_large", f"the headers are {num_bytes} bytes; send {MAX_HEADER_BYTES} or less")
     if len(headers.getlist("host")) > 1:
         raise ApiError(400, "invalid_host", "there are several Host headers; send one")
-    encoding = headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise ApiError(
-            415,
-            "unsupported_media_type",
-            f"content-encoding {encoding[:40]!r} is not unpacked here; send the body as it is",
-        )

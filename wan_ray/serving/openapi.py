@@ -11,17 +11,19 @@ _REF = "#/components/schemas/{model}"
 _MEANINGS = {
     400: "The request breaks a rule, which the message states.",
     401: "No API key, or none of this server's.",
+    403: "Without API keys: a page of another site had a browser ask.",
     404: "There is no such video, model or operation for this key.",
-    408: "Its own deadline passed.",
+    408: "Its body came too slowly, or its own deadline passed.",
     409: "It contradicts what was done before; the same request fails again.",
     413: "The body is larger than this server takes.",
-    415: "The body is neither JSON nor multipart/form-data.",
+    415: "The body is neither JSON nor multipart/form-data, or compressed.",
     416: "The range has none of the clip's bytes.",
     429: "Too many requests or waiting jobs; nothing was accepted. See retry-after.",
+    431: "The headers are larger than this server takes.",
     500: "The server failed; its log has the x-request-id.",
     503: "The queue or the store cannot be reached now. See retry-after.",
 }
-_ALWAYS = (401, 429, 500, 503)
+_ALWAYS = (400, 401, 403, 429, 431, 500, 503)
 _JOB_PROPERTIES: dict[str, dict[str, Any]] = {
     "model": {"type": "string", "description": "One of /v1/models; else the first that renders the task."},
     "seconds": {"type": "string", "description": "Length of the clip, to the nearest 4n+1 frames at its rate."},

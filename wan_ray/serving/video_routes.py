@@ -44,7 +44,7 @@ async def accepted(response: Response, service: Service, wish: Wish, origin: Ori
 
 
 _READS = errors(400, 404)
-_WRITES = errors(400, 404, 409, 413, 415)
+_WRITES = errors(400, 404, 408, 409, 413, 415)
 
 
 @router.post("/videos", operation_id="create_video", openapi_extra=body_of("prompt"), responses=_WRITES)
