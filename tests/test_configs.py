@@ -18,7 +18,9 @@ from wan_ray.stages.read import plan_manifest
 from wan_ray.variants import VARIANTS
 
 FILES = sorted(file for file in (Path(__file__).parents[1] / "configs").glob("*.yaml") if file.stem != "debug")
-NAME = re.compile(r"(?P<variant>[^_]+)(_(?P<lines>\d+)p)?_(?P<num_gpus>\d+)x(?P<memory>\d+)gb(?P<gang>_gang)?")
+NAME = re.compile(
+    r"(?P<variant>[^_]+)(_(?P<lines>\d+)p)?_(?P<num_gpus>\d+)x(?P<memory>\d+)gb(?P<gang>_gang)?(?P<extend>_extend)?"
+)
 HEIGHTS = {"i2v-14B-480P": 480, "i2v-14B-720P": 720}  # where the variant's name has it
 # What a run may plan with: the rest is the driver's, and of what the allocator loses beyond the model's estimate.
 USABLE = 0.95
@@ -73,6 +75,7 @@ def test_a_config_s_model_checkpoint_and_hardware_are_those_of_its_name(file: Pa
     assert config.hardware.num_gpus == int(name["num_gpus"])
     assert GPUS[config.hardware.gpu].memory == int(name["memory"]) * 1e9
     assert (degrees_of(config).world_size > 1) == bool(name["gang"])
+    assert (config.extend is not None) == bool(name["extend"])
 
 
 @every_config

@@ -133,11 +133,17 @@ def test_a_request_larger_than_the_limit_of_tokens_is_sent_alone(
 
 
 def test_retry_after_holds_everybody_back(server: LlmServer, section_of: Any, stage_of: Any, item_of: Any) -> None:
-    server.fault = lambda text, times: "429:0.8" if number(text) == 0 and times == 0 else None
-    stage = stage_of(section_of("openai", rows_at_once=1))
-    stage.extend([item_of(f"A car, number {row}.") for row in range(3)])
-    first, second = sorted(server.arrivals)[:2]
-    assert second - first >= 0.8
+    def fault(text: str, times: int) -> str | None:
+        if number(text) == 0 and times == 0:
+            return "429:1.5"
+        time.sleep(0.3)  # the others come back when the first one has been told
+        return None
+
+    server.fault = fault
+    stage_of(section_of("openai", rows_at_once=3)).extend([item_of(f"A car, number {row}.") for row in range(6)])
+    arrivals = sorted(server.arrivals)
+    assert len(arrivals) == 7
+    assert all(later - arrivals[0] >= 1.5 for later in arrivals[3:])
 
 
 def test_a_dead_service_is_asked_a_few_times_and_then_left_alone(

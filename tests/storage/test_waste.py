@@ -4,6 +4,7 @@ import time
 from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
 from wan_ray.storage.index import IndexWriter
+from wan_ray.storage.prompts import KeptReply, PromptCache
 from wan_ray.storage.records import Record, RecordStore
 from wan_ray.storage.runs import alive
 from wan_ray.storage.waste import find_waste
@@ -44,6 +45,15 @@ def test_waste_is_what_no_record_names_and_nothing_else(tmp_path):
             "claims/b",
             "runs/dead.alive",
         }
+
+
+def test_a_claim_of_a_prompt_goes_when_there_is_a_reply(tmp_path):
+    store = Store(tmp_path)
+    cache, reply = PromptCache(store, "r1"), KeptReply(text="a", num_tokens=1, extender="x", model="m", prompt="p")
+    for key in ("a" * 64, "b" * 64):
+        assert cache.claim(key)
+    cache.put("a" * 64, reply)
+    assert keys(store) == {f"claims/prompt-{'a' * 16}"}
 
 
 def test_what_is_young_stays(tmp_path):

@@ -122,7 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
             _, _, wait = fault.partition(":")
             self._json(429, {"code": "Throttling"}, **({"Retry-After": wait} if wait else {}))
         elif fault.isdigit():
-            self._json(int(fault), {"code": "Fault", "message": "as told"})
+            headers = {"Location": state.openai_url} if fault.startswith("3") else {}
+            self._json(int(fault), {"code": "Fault", "message": "as told"}, **headers)
         elif fault == "timeout":
             state.closing.wait(3.5)
             self.close_connection = True

@@ -53,6 +53,11 @@ def record_key(name: str, attempt: int = 1) -> str:
     return f"{RECORDS}/{attempt_stem(name, attempt)}.json"
 
 
+def prompt_claim(key: str) -> str:
+    """The name under which a prompt's reply is claimed. No row's is like it: an id that ends like that gets another."""
+    return f"prompt-{key[:16]}"
+
+
 def progress_key(name: str) -> str:
     """The key of what is saved of an unfinished clip, by its record's name."""
     return f"{PROGRESS}/{name}.safetensors"

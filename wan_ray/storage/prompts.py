@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from wan_ray.errors import StorageError
 from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
-from wan_ray.storage.paths import PROMPTS
+from wan_ray.storage.paths import PROMPTS, prompt_claim
 
 
 class KeptReply(BaseModel):
@@ -54,7 +54,7 @@ class PromptCache:
             self._mine.add(key)
         won = False
         try:
-            won = self._claims.win(_claim(key))
+            won = self._claims.win(prompt_claim(key))
         finally:
             if not won:
                 self._forget(key)
@@ -67,7 +67,7 @@ class PromptCache:
 
     def drop(self, key: str) -> None:
         """Gives up the claim."""
-        self._claims.drop(_claim(key))
+        self._claims.drop(prompt_claim(key))
         self._forget(key)
 
     def _forget(self, key: str) -> None:
@@ -77,8 +77,3 @@ class PromptCache:
 
 def _place(key: str) -> str:
     return f"{PROMPTS}/{key}.json"
-
-
-def _claim(key: str) -> str:
-    """A name that no row's can be: an id that ends like that gets another."""
-    return f"prompt-{key[:16]}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wan_ray.storage.blob import Entry, Store
 from wan_ray.storage.index import compact_index, indexed_clips
-from wan_ray.storage.paths import CLAIMS, CLIPS, INDEX, PROGRESS, RECORDS, RUNS, name_and_attempt
+from wan_ray.storage.paths import CLAIMS, CLIPS, INDEX, PROGRESS, PROMPTS, RECORDS, RUNS, name_and_attempt, prompt_claim
 from wan_ray.storage.records import RecordStore
 from wan_ray.storage.runs import living_runs
 
@@ -36,10 +36,14 @@ def find_waste(store: Store, *, older_than_s: float) -> list[Waste]:
     ]
     latest = RecordStore(store).latest()
     clips, living = _named_clips(store, latest), living_runs(store)
+    answered = {prompt_claim(name) for name in store.names(PROMPTS)}
     found = []
     for folder, entry in files:
         key = f"{folder}/{entry.name}"
-        if why := _why(folder, entry, clips, latest, living):
+        why = _why(folder, entry, clips, latest, living)
+        if folder == CLAIMS and entry.name.partition("+")[0] in answered:
+            why = "the prompt has its reply"
+        if why:
             found.append(Waste(key=key, size_bytes=entry.size_bytes, why=why))
     return found
 
