@@ -44,3 +44,12 @@ def debug_vace_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("debug-vace-checkpoint")
     write_debug_checkpoint(folder, kind="vace")
     return folder
+
+
+@pytest.fixture(scope="session")
+def debug_flf2v_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from wan_ray.model.debug import write_debug_checkpoint
+
+    folder = tmp_path_factory.mktemp("debug-flf2v-checkpoint")
+    write_debug_checkpoint(folder, kind="flf2v")
+    return folder

@@ -46,7 +46,7 @@ let counts = null;
 /** What the whole server is at, all keys' videos together. */
 function showQueue(found = counts) {
   counts = found;
-  if (counts) at("queue").textContent = text(counts.running + counts.queued ? "queue_busy" : "queue_idle", counts);
+  at("queue").textContent = counts ? text(counts.running + counts.queued ? "queue_busy" : "queue_idle", counts) : "";
 }
 
 async function submit(event) {
@@ -66,7 +66,10 @@ async function submit(event) {
 
 function showCurl() {
   if (!checkForm()) return;
-  at("curl-line").value = formCurl();
+  const line = formCurl();
+  at("curl-line").value = line;
+  at("curl-line").rows = Math.min(16, line.split("\n").length + 1);
+  at("curl-key").hidden = !hasKey();
   at("curl-said").textContent = "";
   ask(at("curl-dialog"));
   at("curl-line").select();
@@ -119,7 +122,7 @@ async function start() {
     trouble,
     queue: showQueue,
     confirmDelete,
-    reuse: (video) => { reuse(video); announce(text("reused")); },
+    reuse,
   });
 }
 

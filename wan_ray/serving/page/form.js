@@ -7,7 +7,7 @@ import { hasText, locale, text } from "./texts.js";
 // Controls that begin with the task's default, and are sent only when they differ from it.
 const DEFAULTED = ["num_frames", "fps", "num_inference_steps", "guidance_scale", "flow_shift", "solver",
   "negative_prompt", "context_scale"];
-const TASKS = ["t2v", "i2v", "flf2v", "vace", "t2i"];
+const TASKS = ["t2v", "i2v", "t2i", "flf2v", "vace"];
 const EXAMPLE_BOXES = '{"mode": "boxes", "paths": [[[8, 40, 48, 80], [104, 40, 144, 80]]]}';
 
 const form = document.getElementById("form");
@@ -315,6 +315,7 @@ export function reuse(video) {
   }
   showFitting();
   showHints();
+  at("task-hint").textContent = text("reused");
   at("prompt").focus();
 }
 

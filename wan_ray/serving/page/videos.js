@@ -21,7 +21,10 @@ let timer = null;
 export function startVideos(given) {
   hooks = given;
   at("older").addEventListener("click", showOlder);
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) look();
+    else for (const card of cards.values()) card.stream?.abort(); // tabs share the six
+  });
   look();
 }
 
@@ -44,13 +47,13 @@ export function retellVideos() {
 
 async function look() {
   clearTimeout(timer);
+  const known = [...cards.keys()];
   try {
-    const page = await listVideos(Math.min(100, Math.max(PAGE, cards.size)));
-    hooks.queue(await queue());
-    const known = [...cards.keys()];
-    for (const video of page.data.toReversed()) put(video, { first: true });
+    const page = await listVideos(Math.min(100, Math.max(PAGE, known.length)));
+    queue().then(hooks.queue, () => hooks.queue(null));
+    for (const video of page.data.toReversed()) if (!cards.get(video.id)?.stream) put(video, { first: true });
     if (known.length === 0) hasOlder = page.has_more;
-    await dropGone(page, known);
+    dropGone(page, known);
     hooks.trouble(null);
   } catch (error) {
     hooks.trouble(error);
@@ -62,7 +65,7 @@ async function look() {
 }
 
 /** What was deleted elsewhere: not on the page though newer than its last. */
-async function dropGone(page, known) {
+function dropGone(page, known) {
   const listed = new Set(page.data.map((video) => video.id));
   const oldest = page.data.at(-1)?.created_at ?? 0;
   for (const id of known) {
@@ -80,6 +83,7 @@ function schedule() {
 
 /** Listen to the videos that run or run soonest; the others are asked for now and then. */
 function follow() {
+  if (document.hidden) return;
   const live = [...cards.values()].filter((card) => isLive(card.video));
   live.sort((a, b) => (a.video.status === "queued") - (b.video.status === "queued") || a.video.created_at - b.video.created_at);
   const open = live.filter((card) => card.stream).length;
@@ -91,6 +95,7 @@ async function listen(card) {
   try {
     for await (const video of states(card.video.id, card.stream.signal)) update(card, video);
   } catch (error) {
+    card.stream = null;
     if (error.name === "AbortError") return;
     card.deaf = true; // polling goes on
   }
@@ -98,8 +103,9 @@ async function listen(card) {
   if (cards.has(card.video.id) && isLive(card.video)) {
     try {
       update(card, await retrieveVideo(card.video.id));
-    } catch {
+    } catch (error) {
       card.deaf = true;
+      if (error.status === 404) drop(card);
     }
   }
   follow();
@@ -169,6 +175,7 @@ function build(video) {
 
 function update(card, video) {
   const before = card.video;
+  if (isLive(video) && !isLive(before)) return; // an answer that was on its way when the video ended
   card.video = video;
   if (before.status !== video.status) hooks.announce(text(`said_${video.status}`, { prompt: short(video) }));
   const quarter = Math.floor((video.progress ?? 0) / 25);
@@ -185,7 +192,7 @@ function show(card) {
   const live = isLive(video);
   item.dataset.status = video.status;
   card.heading.textContent = video.prompt ?? video.id;
-  card.facts.textContent = facts(video).join(" · ");
+  card.facts.replaceChildren(...facts(video).map((fact) => element("span", { textContent: fact })));
   card.state.replaceChildren(element("span", { className: "chip", textContent: text(video.status) }), ` ${detail(video)}`);
   bar.hidden = video.status !== "in_progress";
   bar.value = video.progress ?? 0;
@@ -211,8 +218,8 @@ function facts(video) {
     video.task && text(video.task),
     video.size !== "auto" && video.size,
     video.num_frames > 1 && text("frames", { count: video.num_frames }),
-    video.seed !== undefined && video.seed !== null && text("seed_is", { seed: video.seed }),
     when,
+    video.seed !== undefined && video.seed !== null && text("seed_is", { seed: video.seed }),
   ].filter(Boolean);
 }
 
@@ -236,7 +243,7 @@ function showStage(card) {
   if (width && height) stage.style.aspectRatio = `${width} / ${height}`;
   if (video.status === "completed") {
     if (!card.thumb) showThumbnail(card);
-    else card.thumb.ariaLabel = text("play_what", { prompt: short(video) });
+    else nameThumbnail(card);
     return;
   }
   const words = video.status === "in_progress" ? `${video.progress ?? 0}%` : text(video.status);
@@ -244,10 +251,10 @@ function showStage(card) {
 }
 
 async function showThumbnail(card) {
-  const thumb = element("button", { type: "button", className: "thumb" });
-  thumb.ariaLabel = text("play_what", { prompt: short(card.video) });
+  const thumb = element("button", { type: "button", className: card.video.task === "t2i" ? "thumb still" : "thumb" });
   thumb.addEventListener("click", () => attempt(card, play));
   card.thumb = thumb;
+  nameThumbnail(card);
   card.stage.replaceChildren(thumb);
   try {
     const picture = element("img", { src: await urlOf(card, "thumbnail"), alt: "" });
@@ -257,6 +264,10 @@ async function showThumbnail(card) {
   } catch {
     thumb.classList.add("bare"); // it can be played all the same
   }
+}
+
+function nameThumbnail({ thumb, video }) {
+  thumb.ariaLabel = text(video.task === "t2i" ? "show_what" : "play_what", { prompt: short(video) });
 }
 
 /** An object URL of a content, fetched once: an address alone could not carry the key. */
