@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wan_ray.model.debug import DebugSizes
 from wan_ray.model.dit import DiT
-from wan_ray.parallel.offload import BlockOffload, ModelOffload
+from wan_ray.parallel.offload import BlockOffload, ModelOffload, Weights
 
 CPU = torch.device("cpu")
 
@@ -145,3 +145,25 @@ def test_a_whole_model_is_where_it_computes_only_while_it_is_entered() -> None:
     assert {name: p.data_ptr() for name, p in model.named_parameters()} == waiting
     with ModelOffload(model, CPU):
         assert torch.equal(velocity(model), wanted)
+
+
+def test_where_weights_wait_may_change_between_uses_and_the_bits_do_not() -> None:
+    model = random_dit("t2v")
+    wanted = velocity(model)
+    weights = Weights(model, model.blocks_in_order(), CPU)
+    num_hooks = [len(module._forward_pre_hooks) for module in model.modules()]
+    for offload in ("blocks", "none", "model", "blocks", "model", "none"):
+        weights.keep(offload)
+        with weights:
+            assert torch.equal(velocity(model), wanted)
+        assert weights.offload == offload
+    assert [len(module._forward_pre_hooks) for module in model.modules()] == num_hooks
+
+
+def test_weights_that_were_moved_during_inference_are_sound_afterwards() -> None:
+    model = random_dit("t2v")
+    weights = Weights(model, model.blocks_in_order(), CPU)
+    with torch.inference_mode():
+        weights.keep("blocks")
+        weights.keep("none")
+    assert not any(parameter.is_inference() or parameter.data.is_inference() for parameter in model.parameters())

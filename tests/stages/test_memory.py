@@ -76,6 +76,21 @@ def test_without_memory_for_offloaded_blocks_the_row_fails_with_what_to_do_and_t
     assert denoised["after all"] == {**denoised["enough"], "offload": "blocks"}
 
 
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    return run_alone(Path(__file__).with_name("encode_short_of_memory.py"), tmp_path_factory.mktemp("encode"))
+
+
+def test_an_image_that_cannot_be_encoded_whole_is_encoded_in_tiles_to_the_same_condition(
+    encoded: dict[str, dict],
+) -> None:
+    """On a CPU it does not help that models wait in host memory, which is tried first."""
+    in_tiles = {"encode_offload": "model", "encode_tile": "256"}
+    assert [encoded[name]["rendered_on"] for name in ("little", "small", "again")] == [in_tiles, {}, in_tiles]
+    assert [encoded[name]["told"] for name in ("little", "small", "again")] == [2, 0, 0]
+    assert max(encoded[name]["farthest"] for name in ("little", "again")) < 5e-6
+
+
 def test_a_refused_allocation_is_told_from_other_errors() -> None:
     with at_most_more(1 << 28):
         for allocate in (lambda: torch.empty(1 << 30, dtype=torch.uint8), lambda: bytearray(1 << 30)):

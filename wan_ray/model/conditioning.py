@@ -16,12 +16,20 @@ _CONTEXT_CHANNELS = 96  # inactive 16, reactive 16, mask 64
 
 
 def first_frame_condition(
-    vae: WanVAE, first_CHW: Tensor, *, width: int, height: int, num_frames: int, last_CHW: Tensor | None = None
+    vae: WanVAE,
+    first_CHW: Tensor,
+    *,
+    width: int,
+    height: int,
+    num_frames: int,
+    last_CHW: Tensor | None = None,
+    tile: int | None = None,
 ) -> Tensor:
     """Mask 4 and latents 16 of a clip that is gray but for its first (and last) frame: [20, T, h, w].
 
     Images are stretched to the clip's size; bring a last frame to the first one's aspect with fit_last_frame. A mask
     channel is one of a latent frame's four frames, 1 where that frame is given. RequestError unless frames are 4n+1.
+    tile: pixels each way that the VAE encodes at a time.
     """
     parameter = next(vae.parameters())
     video_BCFHW = parameter.new_zeros(1, 3, num_frames, height, width)
@@ -30,7 +38,7 @@ def first_frame_condition(
         if image_CHW is not None:
             video_BCFHW[0, :, index] = F.interpolate(image_CHW[None].float(), (height, width), mode="bicubic")[0]
             given_F[index] = 1
-    latents_CThw = vae.encode(video_BCFHW)[0]
+    latents_CThw = vae.encode(video_BCFHW, tile=tile and tile // _CELL)[0]
     # The first latent frame is one frame, not four: its mask stands in all four channels.
     stride = vae.architecture.temporal_stride
     mask_CT = torch.cat([given_F[:1].expand(stride - 1), given_F]).unflatten(0, (-1, stride)).T
@@ -77,21 +85,23 @@ def vace_context(
     width: int,
     height: int,
     num_frames: int,
+    tile: int | None = None,
 ) -> Tensor:
     """VACE's context [96, T + references, h, w]: what is kept 16, what is changed 16, mask 64; references first.
 
     The mask is in [0, 1], 1 where the picture is to change; without one all is, and without frames they are gray.
     References are [3, H, W] of the clip's size (letterbox_reference). The latents see the mask cut at 0.5, the mask
     channels see it as it is: Wan2.1 vace.py:137-205 (9737cba). RequestError unless frames are 4n+1.
+    tile: pixels each way that the VAE encodes at a time.
     """
     parameter = next(vae.parameters())
     frames = parameter.new_zeros(3, num_frames, height, width) if frames_CFHW is None else frames_CFHW.to(parameter)
     mask = parameter.new_ones(num_frames, height, width) if mask_FHW is None else mask_FHW.to(parameter)
-    changes = mask > 0.5
+    changes, most = mask > 0.5, tile and tile // _CELL
     kept_CThw, changed_CThw = (
-        vae.encode(frames.masked_fill(hidden, 0)[None])[0] for hidden in (changes, changes.logical_not())
+        vae.encode(frames.masked_fill(hidden, 0)[None], tile=most)[0] for hidden in (changes, changes.logical_not())
     )
-    references_CThw = [vae.encode(image_CHW.to(parameter)[None, :, None])[0] for image_CHW in references]
+    references_CThw = [vae.encode(image_CHW.to(parameter)[None, :, None], tile=most)[0] for image_CHW in references]
     # A reference has no changed part and no mask: zeros in all channels that follow.
     padded = [F.pad(latent, (0, 0, 0, 0, 0, 0, 0, _CONTEXT_CHANNELS - len(latent))) for latent in references_CThw]
     clip_CThw = torch.cat([kept_CThw, changed_CThw, _mask_channels(mask, num_latent_frames=kept_CThw.shape[1])])

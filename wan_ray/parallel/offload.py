@@ -17,8 +17,10 @@ _ALIGNMENT = 256  # bytes, of each tensor in a buffer
 class Weights:
     """Where a model's weights are, which may be changed between its uses. Entered while the model is in use."""
 
-    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, offload: Offload) -> None:
-        """blocks: as BlockOffload takes them."""
+    def __init__(
+        self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, offload: Offload = "none"
+    ) -> None:
+        """blocks: as BlockOffload takes them; none for a model that is not divided."""
         self._model = model
         self._blocks = blocks
         self._device = device
@@ -32,10 +34,10 @@ class Weights:
         if offload == self.offload:
             return
         self.offload, self._whole = None, None
-        if self._parts is not None:
-            self._parts.end()
-            self._parts = None
         with torch.inference_mode(mode=False):  # they are for other uses as well as the one that this is called in
+            if self._parts is not None:
+                self._parts.end()
+                self._parts = None
             if offload == "blocks":
                 self._parts = BlockOffload(self._model, self._blocks, self._device)
             elif offload == "model":

@@ -1,8 +1,7 @@
 """Conditions: what a row's images and videos become before denoising. Part of the encode stage."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from wan_ray.model.conditioning import (
 )
 from wan_ray.model.image_encoder import encode_image
 from wan_ray.model.vae import WanVAE
+from wan_ray.parallel.offload import Offload, Weights
 from wan_ray.sizes import image_to_video_size
 from wan_ray.stages.items import Item
 from wan_ray.variants import Variant
@@ -27,7 +27,15 @@ from wan_ray.variants import Variant
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-Conditioner = Callable[[Item], Item]
+
+class Conditioner(Protocol):
+    """What makes conditions of a row's images and videos."""
+
+    def __call__(self, item: Item, *, offload: Offload = "none", tile: int | None = None) -> Item:
+        """The item with its conditions.
+
+        offload: where its models are between their uses. tile: pixels each way that the VAE encodes at a time.
+        """
 
 
 class ImageConditioner:
@@ -39,6 +47,8 @@ class ImageConditioner:
         self.image_encoder = image_encoder
         self.vae = vae
         self.device = next(vae.parameters()).device
+        self._image_encoder_weights = Weights(image_encoder, (), self.device)
+        self._vae_weights = Weights(vae, (), self.device)
         self.max_pixels = variant.sizes[0][0] * variant.sizes[0][1]
         self.weights = weights
 
@@ -50,11 +60,13 @@ class ImageConditioner:
         return cls(image_encoder, vae, variant, {"image_encoder": clip, "vae": fingerprint})
 
     @torch.inference_mode()
-    def __call__(self, item: Item) -> Item:
+    def __call__(self, item: Item, *, offload: Offload = "none", tile: int | None = None) -> Item:
         """The item with tensors image_features [257 or 514, 1280] and condition [20, T, h, w], on the CPU.
 
         Without width and height the first image decides the size, by its aspect and the model's area.
         """
+        self._image_encoder_weights.keep(offload)
+        self._vae_weights.keep(offload)
         request = item.sound
         first = as_tensor(load_image(request.media["image"][0], what="image")).to(self.device)
         _, rows, columns = first.shape
@@ -67,15 +79,18 @@ class ImageConditioner:
             fit = compat_last_frame_crop if request.compat == "released" else fit_last_frame
             last = fit(last, width=columns, height=rows)
             images.append(last)
-        condition = first_frame_condition(
-            self.vae,
-            first,
-            width=request.width,
-            height=request.height,
-            num_frames=request.num_frames,
-            last_CHW=last,
-        )
-        features = torch.cat([encode_image(self.image_encoder, image) for image in images])
+        with self._vae_weights:
+            condition = first_frame_condition(
+                self.vae,
+                first,
+                width=request.width,
+                height=request.height,
+                num_frames=request.num_frames,
+                last_CHW=last,
+                tile=tile,
+            )
+        with self._image_encoder_weights:
+            features = torch.cat([encode_image(self.image_encoder, image) for image in images])
         tensors = {"image_features": features.cpu(), "condition": condition.cpu()}
         return replace(item, request=request, tensors=tensors, weights={**item.weights, **self.weights})
 
@@ -90,8 +105,8 @@ class VaceConditioner:
 
     def __init__(self, vae: WanVAE, fingerprint: str) -> None:
         self.vae = vae
-        self.device = next(vae.parameters()).device
         self.fingerprint = fingerprint
+        self._vae_weights = Weights(vae, (), next(vae.parameters()).device)
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, device: torch.device) -> Self:
@@ -99,11 +114,12 @@ class VaceConditioner:
         return cls(*checkpoint.load_vae(device=device))
 
     @torch.inference_mode()
-    def __call__(self, item: Item) -> Item:
+    def __call__(self, item: Item, *, offload: Offload = "none", tile: int | None = None) -> Item:
         """The item with tensor vace_context [96, references + T, h, w] on the CPU, and where its frames come from.
 
         Its request has what the row's sources decided.
         """
+        self._vae_weights.keep(offload)
         row = read_vace_row(item.sound)
         request, inputs = row.request, row.inputs
         size = {"width": request.width, "height": request.height}
@@ -112,7 +128,8 @@ class VaceConditioner:
             frames = torch.from_numpy(inputs.frames).permute(3, 0, 1, 2).float() / 127.5 - 1
         references = [letterbox_reference(as_tensor(image), **size) for image in inputs.references]
         mask = torch.from_numpy(inputs.mask)
-        context = vace_context(self.vae, frames, mask, references, **size, num_frames=request.num_frames)
+        with self._vae_weights:
+            context = vace_context(self.vae, frames, mask, references, **size, num_frames=request.num_frames, tile=tile)
         return replace(
             item,
             request=request,

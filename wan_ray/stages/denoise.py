@@ -148,7 +148,7 @@ class DenoiseStage:
             item,
             tensors={"latents": latents},
             weights={**item.weights, "transformer": self.fingerprint},
-            rendered_on={**self._rendered_on(), **offloaded},
+            rendered_on={**item.rendered_on, **self._rendered_on(), **offloaded},
         )
 
     def _latents(self, item: Item, on_step: OnStep | None, latest: "_Latest") -> Tensor:
