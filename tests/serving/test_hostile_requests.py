@@ -270,6 +270,28 @@ def test_a_body_that_trickles_is_given_up(scene: Scene, monkeypatch: pytest.Monk
     assert time.monotonic() - began < 60
 
 
+def test_no_key_is_logged(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"):
+        for sent in (get("/v1/videos"), get(f"/v1/videos/{ALICE}"), get("/v1/videos", key=BOB + "x"), framed("X: \0")):
+            scene.exchange(sent)
+    assert caplog.text and ALICE not in caplog.text and BOB not in caplog.text
+
+
+def test_a_damaged_file_fails_its_video_without_telling_where_it_was_kept(scene: Scene) -> None:
+    whole = png(64, 48)
+    made = json.loads(scene.exchange(image(data_url(whole[:60] + b"?" * 8 + whole[68:]))).body)
+    try:
+        until = time.monotonic() + 120
+        while (video := json.loads(scene.exchange(get(f"/v1/videos/{made['id']}")).body))["status"] != "failed":
+            assert time.monotonic() < until, video
+            time.sleep(0.1)
+        content = scene.exchange(get(f"/v1/videos/{made['id']}/content"))
+    finally:
+        scene.exchange(request("DELETE", f"/v1/videos/{made['id']}"))
+    assert video["error"]["message"].startswith("image: what was sent is a damaged PNG image")
+    assert content.status == 400 and b"what was sent is a damaged PNG image" in content.body
+
+
 def test_after_all_that_each_has_the_video_it_had_and_no_other(scene: Scene) -> None:
     for key, video in ((ALICE, scene.alice_video), (BOB, scene.bob_video)):
         listed = json.loads(scene.exchange(get("/v1/videos?limit=100", key=key)).body)

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from wan_ray.serving.api_error import ApiError
-from wan_ray.serving.jobs import Job, JobStore
+from wan_ray.serving.jobs import Job, JobStore, why_failed
 from wan_ray.serving.previews import spritesheet, thumbnail
 from wan_ray.storage.records import Record
 
@@ -56,7 +56,7 @@ async def finished(jobs: JobStore, job: Job) -> Record:
     if record is None:
         code, state = "video_not_ready", "is not rendered yet; ask again when its status is 'completed'"
     else:
-        code, state = "video_not_ready", f"has no content: {record.error_message}"
+        code, state = "video_not_ready", f"has no content: {why_failed(job, record)}"
     raise ApiError(400, code, f"video {job.id!r} {state}", param="video_id")
 
 

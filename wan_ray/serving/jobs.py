@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from wan_ray.errors import JobNotFoundError, StorageError
+from wan_ray.media.source import name_of
 from wan_ray.storage.blob import Store
 from wan_ray.storage.paths import progress_key, record_key
 from wan_ray.storage.records import Record, RecordStore
@@ -204,6 +205,23 @@ def new_job_id(now: float) -> str:
 def created_at(job_id: str) -> float:
     """When a job with this id was accepted, in seconds since 1970."""
     return int(job_id[6:17], 16) / 1000
+
+
+def why_failed(job: Job, record: Record) -> str:
+    """The record's message for the job's owner: without the places in the store where it names what was sent."""
+    message = record.error_message or ""
+    for source in _texts(job.request):
+        if f"/{UPLOADS}/{job.id}/" in source:
+            message = message.replace(name_of(source), "what was sent")
+    return message
+
+
+def _texts(value: JsonValue) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def _job_key(owner: str, job_id: str) -> str:

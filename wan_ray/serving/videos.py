@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from wan_ray.errors import QueueDownError
 from wan_ray.serving.backend import Live
-from wan_ray.serving.jobs import Job, JobPage
+from wan_ray.serving.jobs import Job, JobPage, why_failed
 from wan_ray.serving.schemas import JobError, Status, Video, VideoPage
 from wan_ray.serving.service import Service
 from wan_ray.storage.records import Record
@@ -70,7 +70,7 @@ def video_of(job: Job, record: Record | None, live: Live | None) -> Video:
         "created_at": int(job.created_at),
         "completed_at": None if record is None else int(datetime.fromisoformat(record.created_at).timestamp()),
         "expires_at": None if job.expires_at is None else int(job.expires_at),
-        "error": _error(record),
+        "error": _error(job, record),
         "prompt": job.request["prompt"],
         "remixed_from_video_id": job.remixed_from,
         "task": job.request["task"],
@@ -106,11 +106,11 @@ def _status(record: Record | None, live: Live | None) -> tuple[Status, int]:
     return "in_progress", min(99, 100 * live.step // max(1, live.num_steps))
 
 
-def _error(record: Record | None) -> JobError | None:
+def _error(job: Job, record: Record | None) -> JobError | None:
     if record is None or record.status == "ok":
         return None
     code = _WORD.sub("_", record.error_type or "Error").lower()
-    return JobError(code=code, message=record.error_message or "")
+    return JobError(code=code, message=why_failed(job, record))
 
 
 def _seconds(video: dict[str, object]) -> str:
