@@ -112,8 +112,9 @@ def test_jobs_wait_in_the_order_of_their_priority(client: VideoClient) -> None:
 def test_a_listener_that_leaves_costs_the_server_nothing(app: ServingApp, client: VideoClient) -> None:
     video = client.create(num_inference_steps=100)
     for _ in range(20):
-        with socket.create_connection(urlsplit(app.url).netloc.split(":"), timeout=10) as one:
-            one.sendall(f"GET /v1/videos/{video['id']}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        host = urlsplit(app.url).netloc
+        with socket.create_connection(host.split(":"), timeout=10) as one:
+            one.sendall(f"GET /v1/videos/{video['id']}/events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             assert one.recv(12) == b"HTTP/1.1 200"
     assert client.get("/healthz") == {"status": "ok"}
     client.send("DELETE", f"/v1/videos/{video['id']}")

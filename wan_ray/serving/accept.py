@@ -25,7 +25,6 @@ from wan_ray.serving.jobs import Job, created_at, new_job_id
 from wan_ray.serving.service import Service
 from wan_ray.variants import PRESETS, Variant
 
-_MAX_KEY_CHARS = 255
 # What a job states in full, so that it stays what was promised when the server's defaults change.
 _RESOLVED = (
     "width",
@@ -60,7 +59,6 @@ async def accept(service: Service, wish: Wish, origin: Origin) -> Job:
     request, resolved = checked(service, wish)
     jobs, job_id = service.jobs, new_job_id(time.time())
     if origin.key is not None:
-        _check_key(origin.key)
         job_id = await run_in_threadpool(_reserved, service, origin, origin.key, None) or job_id
         if job := await run_in_threadpool(_found, service, origin.owner, job_id):
             return job
@@ -132,13 +130,6 @@ def _texts(value: object) -> Iterator[str]:
         yield value
     elif isinstance(value, list | tuple):
         yield from (text for one in value for text in _texts(one))
-
-
-def _check_key(key: str) -> None:
-    if not 1 <= len(key) <= _MAX_KEY_CHARS:
-        raise ApiError(
-            400, "invalid_value", f"Idempotency-Key: {len(key)} characters; use 1 to {_MAX_KEY_CHARS}", param=None
-        )
 
 
 def _reserved(service: Service, origin: Origin, key: str, job_id: str | None) -> str | None:

@@ -42,6 +42,6 @@ def make_app(config: RenderConfig, *, jobs: JobStore, backend: Backend, keys: Ke
         app.include_router(routes.router)
     app.include_router(page_routes(config))
     add_error_answers_(app)
-    add_docs_(app)
+    add_docs_(app, with_keys=bool(keys.entries))
     app.add_middleware(Answers, service=service)
     return app

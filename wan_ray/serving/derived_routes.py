@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
 
@@ -21,7 +21,7 @@ from wan_ray.serving.jobs import Job, JobStore
 from wan_ray.serving.openapi import body_of, errors
 from wan_ray.serving.schemas import ErrorAnswer, Video
 from wan_ray.serving.service import Owner, Service, Serving
-from wan_ray.serving.video_routes import OwnJob, accepted, origin_of
+from wan_ray.serving.video_routes import Asking, OwnJob, accepted
 from wan_ray.variants import TASK_DEFAULTS, get_variant
 
 router = APIRouter(prefix="/v1", tags=["videos"])
@@ -37,16 +37,16 @@ _MAX_SECONDS = 600.0
     openapi_extra=body_of("prompt", examples={"another animal": {"prompt": "a dog on a skateboard"}}),
     responses=_WRITES,
 )
-async def remix_video(request: Request, response: Response, owner: Owner, job: OwnJob, service: Serving) -> Video:
+async def remix_video(asked: Asking, response: Response, job: OwnJob, service: Serving) -> Video:
     """The same request again, seed and images included, with another prompt and whatever else is given."""
-    form = await read_form(request, max_bytes=service.config.serve.max_body_bytes)
+    form = await read_form(asked.request, max_bytes=service.config.serve.max_body_bytes)
     before = await run_in_threadpool(_fields_of, service.jobs, job, form.fields)
     wish = read_wish({**before, **form.fields}, service.config)
     if not {"num_frames", "fps", "seconds"} & set(form.fields):
         wish = replace(wish, seconds=job.seconds)
     if not {"width", "height", "size"} & set(form.fields):
         wish = replace(wish, size=job.size)
-    return await accepted(response, service, wish, origin_of(request, owner, form, remixed_from=job.id))
+    return await accepted(response, service, wish, asked.origin(form, remixed_from=job.id))
 
 
 @router.post(
@@ -57,13 +57,13 @@ async def remix_video(request: Request, response: Response, owner: Owner, job: O
     ),
     responses=_WRITES,
 )
-async def edit_video(request: Request, response: Response, owner: Owner, service: Serving) -> Video:
+async def edit_video(asked: Asking, response: Response, service: Serving) -> Video:
     """A video painted anew: as the prompt says, over its shapes and motion; with mask_video, only where that is white.
 
     VACE renders it; its other modes are had by the field vace.
     """
-    form = await read_form(request, max_bytes=service.config.serve.max_body_bytes)
-    fields, clip, info, remixed_from = await _with_clip(service, owner, form.fields)
+    form = await read_form(asked.request, max_bytes=service.config.serve.max_body_bytes)
+    fields, clip, info, remixed_from = await _with_clip(service, asked.owner, form.fields)
     fps = _rate(fields, info, service.config)
     if "num_frames" not in fields and "seconds" not in fields:
         most = min(int(info.num_frames * fps / info.fps), service.config.serve.max_frames)
@@ -72,7 +72,7 @@ async def edit_video(request: Request, response: Response, owner: Owner, service
     usual: dict[str, Field] = {"mode": "inpaint"} if masked else {"mode": "control", "process": "gray"}
     fields.setdefault("vace", usual)
     wish = read_wish({**fields, "fps": fps, "control_video": clip}, service.config)
-    return await accepted(response, service, wish, origin_of(request, owner, form, remixed_from=remixed_from))
+    return await accepted(response, service, wish, asked.origin(form, remixed_from=remixed_from))
 
 
 @router.post(
@@ -83,10 +83,10 @@ async def edit_video(request: Request, response: Response, owner: Owner, service
     ),
     responses=_WRITES,
 )
-async def extend_video(request: Request, response: Response, owner: Owner, service: Serving) -> Video:
+async def extend_video(asked: Asking, response: Response, service: Serving) -> Video:
     """A video continued by so many seconds: the last second of it, then what is new. VACE renders it."""
-    form = await read_form(request, max_bytes=service.config.serve.max_body_bytes)
-    fields, clip, info, remixed_from = await _with_clip(service, owner, form.fields)
+    form = await read_form(asked.request, max_bytes=service.config.serve.max_body_bytes)
+    fields, clip, info, remixed_from = await _with_clip(service, asked.owner, form.fields)
     fps = _rate(fields, info, service.config)
     seconds = number_above_0("seconds", fields.pop("seconds", None), _MAX_SECONDS)
     if seconds is None or "num_frames" in fields or "vace" in fields:
@@ -100,7 +100,7 @@ async def extend_video(request: Request, response: Response, owner: Owner, servi
     fields["num_frames"] = 4 * max(math.ceil(kept / 4), math.floor((kept + seconds * fps - 1) / 4 + 0.5)) + 1
     vace: dict[str, Field] = {"mode": "extend", "first": clip, "num_first": kept}
     wish = replace(read_wish({**fields, "fps": fps, "vace": vace}, service.config), seconds=f"{seconds:g}")
-    return await accepted(response, service, wish, origin_of(request, owner, form, remixed_from=remixed_from))
+    return await accepted(response, service, wish, asked.origin(form, remixed_from=remixed_from))
 
 
 @router.post("/videos/characters", operation_id="create_character", status_code=404, responses=errors(404))

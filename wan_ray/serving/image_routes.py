@@ -19,8 +19,8 @@ from wan_ray.serving.forms import Field, read_form
 from wan_ray.serving.jobs import Job
 from wan_ray.serving.openapi import errors, image_body
 from wan_ray.serving.schemas import Image, ImageAnswer, Video
-from wan_ray.serving.service import Owner, Service, Serving
-from wan_ray.serving.video_routes import origin_of
+from wan_ray.serving.service import Service, Serving
+from wan_ray.serving.video_routes import Asking
 from wan_ray.serving.videos import views
 from wan_ray.wording import shown
 
@@ -39,9 +39,9 @@ _STATUS_OF = {"request_error": 400, "cancelled_error": 409, "deadline_error": 40
     openapi_extra=image_body(),
     responses=errors(400, 404, 408, 409, 413, 415),
 )
-async def create_image(request: Request, owner: Owner, service: Serving) -> ImageAnswer:
+async def create_image(asked: Asking, service: Serving) -> ImageAnswer:
     """Stills of a prompt, once they are rendered; whoever does not wait for the answer ends them."""
-    form = await read_form(request, max_bytes=service.config.serve.max_body_bytes)
+    form = await read_form(asked.request, max_bytes=service.config.serve.max_body_bytes)
     fields = {name: value for name, value in form.fields.items() if value is not None and name not in _WITHOUT_MEANING}
     wanted = fields.pop("response_format", "b64_json")
     if wanted not in ("b64_json", "url"):
@@ -53,11 +53,11 @@ async def create_image(request: Request, owner: Owner, service: Serving) -> Imag
     if fields.get("size") == "auto":
         del fields["size"]
     number = whole("n", fields.pop("n", 1), 1, _MAX_IMAGES)
-    jobs = await _accepted(service, fields, origin_of(request, owner, form), number)
-    videos = await _ended(request, service, jobs)
+    jobs = await _accepted(service, fields, asked.origin(form), number)
+    videos = await _ended(asked.request, service, jobs)
     data = []
     for job in jobs:
-        url = str(request.url_for("video_content", video_id=job.id))
+        url = str(asked.request.url_for("video_content", video_id=job.id))
         data.append(Image(id=job.id, url=url) if wanted == "url" else await _image(service, job))
     return ImageAnswer(created=min(video.created_at for video in videos), data=data)
 

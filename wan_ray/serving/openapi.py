@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from wan_ray.request import MEDIA_FIELDS, RenderRequest
+from wan_ray.request import MAX_SIDE, MEDIA_FIELDS, RenderRequest
 from wan_ray.serving.schemas import ErrorAnswer
 
 _REF = "#/components/schemas/{model}"
@@ -23,6 +23,7 @@ _MEANINGS = {
     500: "The server failed; its log has the x-request-id.",
     503: "The queue or the store cannot be reached now. See retry-after.",
 }
+_WORDS_OF_JSON = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 _ALWAYS = (400, 401, 403, 429, 431, 500, 503)
 _JOB_PROPERTIES: dict[str, dict[str, Any]] = {
     "model": {"type": "string", "description": "One of /v1/models; else the first that renders the task."},
@@ -83,13 +84,14 @@ def image_body() -> dict[str, Any]:
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's responses: these, and those that any route may answer."""
-    return {
-        status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in sorted({*statuses, *_ALWAYS})
-    }
+    # Not by "model": that would have the type of the route's own answers, such as text/event-stream.
+    content = {"application/json": {"schema": {"$ref": _REF.format(model="ErrorAnswer")}}}
+    wanted = sorted({*statuses, *_ALWAYS})
+    return {status: {"description": _MEANINGS[status], "content": content} for status in wanted}
 
 
-def add_docs_(app: FastAPI) -> None:
-    """Make app.openapi() say what is answered: our errors, not the framework's, and VACE's modes."""
+def add_docs_(app: FastAPI, *, with_keys: bool) -> None:
+    """Make app.openapi() say what is answered: our errors, not the framework's, and VACE's modes; and who may ask."""
     generate = app.openapi
 
     def documented() -> dict[str, Any]:
@@ -101,16 +103,38 @@ def add_docs_(app: FastAPI) -> None:
             components = schema["components"]["schemas"]
             components.pop("HTTPValidationError", None)
             components.pop("ValidationError", None)
-            components |= RenderRequest.model_json_schema(ref_template=_REF)["$defs"]
+            answer = ErrorAnswer.model_json_schema(ref_template=_REF)
+            components |= _row_schema()["$defs"] | answer.pop("$defs") | {"ErrorAnswer": answer}
+            if with_keys:
+                schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                for path, operations in schema["paths"].items():
+                    for operation in operations.values() if path.startswith("/v1/") else ():
+                        operation["security"] = [{"key": []}]
         return app.openapi_schema or {}
 
     app.openapi = documented
 
 
 def _body_schema(source: dict[str, Any]) -> dict[str, Any]:
-    fields = RenderRequest.model_json_schema(ref_template=_REF)["properties"]
+    fields = _row_schema()["properties"]
     properties = {name: field for name, field in fields.items() if name != "id"}
     properties |= dict.fromkeys(MEDIA_FIELDS, source) | _JOB_PROPERTIES
+    for side in ("width", "height"):
+        properties[side] = {"type": "integer", "minimum": 16, "maximum": MAX_SIDE, "multipleOf": 16}
     properties["reference_images"] = {"type": "array", "items": source, "maxItems": 16}
     properties["input_reference"] = {**source, "description": "OpenAI's name of image."}
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _row_schema() -> dict[str, Any]:
+    found: dict[str, Any] = _in_words_of_json(RenderRequest.model_json_schema(ref_template=_REF))
+    return found
+
+
+def _in_words_of_json(schema: Any) -> Any:
+    """pydantic leaves its own names of bounds where a validator stands before them."""
+    if isinstance(schema, list):
+        return [_in_words_of_json(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {_WORDS_OF_JSON.get(name, name): _in_words_of_json(value) for name, value in schema.items()}

@@ -1,9 +1,10 @@
 """/v1/videos: create, retrieve, list, delete, cancel, content."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -30,10 +31,31 @@ async def _job(video_id: VideoId, owner: Owner, service: Serving) -> Job:
 OwnJob = Annotated[Job, Depends(_job)]
 
 
-def origin_of(request: Request, owner: str, form: Form, *, remixed_from: str | None = None) -> Origin:
-    """Where a wish came from; the same body at another path is another request."""
-    sha256 = hashlib.sha256(f"{request.url.path} {form.sha256}".encode()).hexdigest()
-    return Origin(owner=owner, sha256=sha256, key=request.headers.get("idempotency-key"), remixed_from=remixed_from)
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A request that makes jobs: whose, and the key under which it may be sent again."""
+
+    request: Request
+    owner: str
+    key: str | None
+
+    def origin(self, form: Form, *, remixed_from: str | None = None) -> Origin:
+        """Where its wishes come from; the same body at another path is another request."""
+        sha256 = hashlib.sha256(f"{self.request.url.path} {form.sha256}".encode()).hexdigest()
+        return Origin(owner=self.owner, sha256=sha256, key=self.key, remixed_from=remixed_from)
+
+
+def _asked(
+    request: Request,
+    owner: Owner,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="The same key and body make one job, ever.")
+    ] = None,
+) -> Asked:
+    return Asked(request=request, owner=owner, key=idempotency_key)
+
+
+Asking = Annotated[Asked, Depends(_asked)]
 
 
 async def accepted(response: Response, service: Service, wish: Wish, origin: Origin) -> Video:
@@ -48,11 +70,11 @@ _WRITES = errors(400, 404, 408, 409, 413, 415)
 
 
 @router.post("/videos", operation_id="create_video", openapi_extra=body_of("prompt"), responses=_WRITES)
-async def create_video(request: Request, response: Response, owner: Owner, service: Serving) -> Video:
+async def create_video(asked: Asking, response: Response, service: Serving) -> Video:
     """Have a video rendered. The answer comes as soon as the job is stored; it is rendered whatever happens then."""
-    form = await read_form(request, max_bytes=service.config.serve.max_body_bytes)
+    form = await read_form(asked.request, max_bytes=service.config.serve.max_body_bytes)
     wish = read_wish(form.fields, service.config)
-    return await accepted(response, service, wish, origin_of(request, owner, form))
+    return await accepted(response, service, wish, asked.origin(form))
 
 
 @router.get("/videos", operation_id="list_videos", responses=_READS)
