@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llm_server import LlmServer, llm_server
 from observers import Nobody
 
 from wan_ray.config import RenderConfig
@@ -108,7 +109,15 @@ def _children(parent: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def server(cluster: None, debug_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def language_model() -> Iterator[LlmServer]:
+    with llm_server(key=None) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def server(
+    cluster: None, debug_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, language_model: LlmServer
+) -> Iterator[Server]:
     from ray import serve
 
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -119,7 +128,8 @@ def server(cluster: None, debug_checkpoint: Path, tmp_path_factory: pytest.TempP
             "model": {"variant": "debug", "checkpoint": str(debug_checkpoint), "device": "cpu", "gang": gang},
             "output": str(tmp_path_factory.mktemp("served")),
             "defaults": {"width": 64, "height": 48, "num_frames": 5, "num_inference_steps": 2},
-            "stages": {name: {"num_cpus": 0.2} for name in ("encode", "denoise", "decode", "publish")},
+            "stages": {name: {"num_cpus": 0.2} for name in ("extend", "encode", "denoise", "decode", "publish")},
+            "extend": {"provider": "openai", "model": "m", "base_url": language_model.openai_url},
             "video": {"threads": 1},
             "serve": {
                 "port": port,
@@ -154,6 +164,15 @@ def test_a_clip_over_http_is_the_batch_run_s_byte_for_byte(
     store = Store(str(tmp_path / "output"))
     record = RecordStore(store).read("a")
     assert store.get(record.clip or "") == over_http
+
+
+def test_a_prompt_is_rewritten_when_its_request_asks_for_it(server: Server, eventually: Callable) -> None:
+    job_id = server.create(prompt="A road in fog", extend_prompt=True)
+    assert eventually(server.ended(job_id), within_s=120)
+    server.check_all_well(job_id)
+    record = RecordStore(server.store).read(job_id)
+    assert record.prompt_as_run == "A long shot. A road in fog It moves on, slowly and steadily."
+    assert record.extension["model"] == "m"
 
 
 def test_of_200_creates_at_once_all_that_are_accepted_end_and_the_others_are_told_to_wait(

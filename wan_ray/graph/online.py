@@ -1,12 +1,13 @@
 """The path on Ray Serve: an application of one queue, ingress replicas, and each model's stages; and serving it."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 
@@ -16,12 +17,15 @@ from wan_ray.errors import ConfigError, WanRayError
 from wan_ray.graph.cluster import connected
 from wan_ray.graph.offline import new_run_id
 from wan_ray.graph.placement import LEADER_CPUS, bundles_of, check_fit, check_weights, gang_of, rank_resources
-from wan_ray.graph.replicas import QUEUE, Decode, Denoise, Encode, Handle, Queue
+from wan_ray.graph.replicas import QUEUE, Decode, Denoise, Encode, Extend, Handle, Queue
+from wan_ray.serving.api_error import ApiError
 from wan_ray.serving.app import make_app
 from wan_ray.serving.backend import Live, QueueView
 from wan_ray.serving.jobs import Job, JobStore
 from wan_ray.serving.keys import Keys, check_exposure
 from wan_ray.storage.blob import Store
+
+logger = logging.getLogger(__name__)
 
 APP = "wan-ray"
 KEYS_VARIABLE = "WAN_RAY_API_KEYS"
@@ -40,7 +44,10 @@ class _QueueBackend:
         await self._call("admit", owner)
 
     async def submit(self, job: Job) -> None:
-        await self._call("submit", job)
+        try:
+            await self._call("submit", job)
+        except ApiError as error:  # it is stored, and so found by the queue that comes
+            logger.warning("submitted later request_id=%s reason=%s", job.id, error)
 
     async def live(self, job_ids: Sequence[str]) -> Mapping[str, Live]:
         return await self._call("live", job_ids)
@@ -61,6 +68,13 @@ class _QueueBackend:
             if isinstance(error.cause, WanRayError):
                 raise error.cause from None
             raise
+        except (RayError, RayServeException) as error:
+            raise ApiError(
+                503,
+                "queue_unavailable",
+                "the queue is being replaced; try again in a moment",
+                headers={"retry-after": "2"},
+            ) from error
 
 
 @serve.ingress()
@@ -84,7 +98,10 @@ def make_application(config: RenderConfig, *, keys: Keys) -> serve.Application:
         raise ConfigError("no output: jobs and clips must be kept somewhere; set output in the config or give --output")
     config = check_layout(config, {})
     run_id = new_run_id()
-    lanes = {model.variant: _lane(config, model, run_id) for model in config.all_models}
+    extend = None
+    if config.extend is not None:
+        extend = _workers(Extend, "extend", config.stages.extend).bind(config.extend, config.output, run_id)
+    lanes = {model.variant: _lane(config, model, run_id, extend) for model in config.all_models}
     small = {"ray_actor_options": {"num_cpus": LEADER_CPUS}, "max_ongoing_requests": _MANY, **_HEALTH}
     queue = _deployment(Queue, QUEUE, num_replicas=1, graceful_shutdown_timeout_s=1.0, **small).bind(
         config, lanes, run_id, keys
@@ -134,8 +151,8 @@ def serve_forever(config: RenderConfig, *, keys: Keys, ready: Callable[[str], No
             serve.delete(APP)
 
 
-def _lane(config: RenderConfig, model: ModelSection, run_id: str) -> tuple[int, Any, Any, Any]:
-    """How many jobs a model may have at once, and its three deployments."""
+def _lane(config: RenderConfig, model: ModelSection, run_id: str, extend: Any) -> tuple[int, Any, Any, Any, Any]:
+    """How many jobs a model may have at once, and the deployments they go through."""
     stages, gang, name = config.stages, gang_of(model), model.variant.replace(".", "-")
     encode = _workers(Encode, f"encode-{name}", stages.encode).bind(model, config.video)
     decode = _workers(Decode, f"decode-{name}", stages.decode).bind(model, config.video, config.output, run_id)
@@ -151,7 +168,7 @@ def _lane(config: RenderConfig, model: ModelSection, run_id: str) -> tuple[int, 
         **_scale(stages.denoise.replicas, to_zero=config.serve.scale_to_zero),
     ).bind(model, stages, config.output)
     # One more than gangs: while they denoise, the next is encoded and the last one decoded.
-    return stages.denoise.replicas.max + 1, encode, denoise, decode
+    return stages.denoise.replicas.max + 1, extend, encode, denoise, decode
 
 
 def _workers(cls: type, name: str, section: StageSection) -> Any:

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ from ray.serve.exceptions import RayServeException
 from ray.util.placement_group import get_current_placement_group
 
 from wan_ray.config import ModelSection, RenderConfig, StagesSection, VideoSection
-from wan_ray.errors import ClipStoppedError, GangError, StageError, StorageError
+from wan_ray.errors import ClipStoppedError, GangError, RunStoppedError, StageError, StorageError
+from wan_ray.extend_section import ExtendSection
 from wan_ray.graph.gang import Beat, Gang
 from wan_ray.graph.operator import Stage, stage_loader, without_tensors
 from wan_ray.graph.placement import gang_of, rank_resources
@@ -25,6 +27,7 @@ from wan_ray.serving.jobs import JobStore
 from wan_ray.serving.keys import Keys
 from wan_ray.serving.queue import JobQueue, Lane
 from wan_ray.serving.webhooks import Webhooks
+from wan_ray.stages.extend import ExtendStage
 from wan_ray.stages.items import Item, Row
 from wan_ray.stages.publish import PublishStage
 from wan_ray.storage.blob import Store
@@ -51,6 +54,30 @@ class _Alone:
 
     def end(self, item: Item, seconds: float) -> None:
         """Nothing."""
+
+
+class Extend:
+    """The replica that has prompts rewritten; one where it asks a service, so that its limits hold."""
+
+    def __init__(self, section: ExtendSection, output: str, run_id: str) -> None:
+        self._extend = ExtendStage(section, output=output, run_id=run_id)
+        self._one = asyncio.Lock()
+
+    async def run(self, row: Row) -> Row:
+        """The row with its prompt rewritten if it asks for that, or one that failed."""
+        item = without_tensors(row)
+        if item.failure is not None or not item.sound.extend_prompt:
+            return row
+        async with self._one:
+            return await asyncio.to_thread(self._extended, item)
+
+    def _extended(self, item: Item) -> Row:
+        started = time.perf_counter()
+        try:
+            (ended,) = self._extend.extend([item])
+        except RunStoppedError as error:  # of a batch run; here others' jobs go on
+            ended = item.failed("extend", error)
+        return replace(ended, seconds={**ended.seconds, "extend": time.perf_counter() - started}).to_row()
 
 
 class Encode:
@@ -232,7 +259,7 @@ class Queue:
     def __init__(
         self,
         config: RenderConfig,
-        lanes: Mapping[str, tuple[int, Handle, Handle, Handle]],
+        lanes: Mapping[str, tuple[int, Handle, Handle, Handle, Handle]],
         run_id: str,
         keys: Keys,
     ) -> None:
@@ -241,7 +268,7 @@ class Queue:
         self._queue = JobQueue(
             JobStore(Store(config.output or "")),
             config,
-            {name: Lane(slots=slots, run=partial(_rendered, *stages)) for name, (slots, *stages) in lanes.items()},
+            {name: Lane(slots=slots, run=partial(_rendered, stages)) for name, (slots, *stages) in lanes.items()},
             run_id=run_id,
             tell=webhooks.deliver,
         )
@@ -262,10 +289,11 @@ class Queue:
         await self.call("view")
 
 
-async def _rendered(encode: Handle, denoise: Handle, decode: Handle, row: Row, token: str) -> Record:
-    """One row on its way through the replicas. Serve hands each one's answer to the next without bringing it here."""
+async def _rendered(stages: Sequence[Handle], row: Row, token: str) -> Record:
+    """One row on its way through the replicas. Serve hands an answer to the next without bringing it here."""
+    extend, encode, denoise, decode = stages
     try:
-        encoded = encode.run.remote(row)
+        encoded = encode.run.remote(row if extend is None else extend.run.remote(row))
         return Record.model_validate_json(await decode.run.remote(denoise.run.remote(encoded, token)))
     except (ClipStoppedError, StageError, StorageError):
         raise

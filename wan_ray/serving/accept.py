@@ -87,7 +87,8 @@ def checked(service: Service, wish: Wish) -> tuple[RenderRequest, ResolvedReques
         request = parse_row(wish.row, config.defaults).request
         variant = choose_variant(request, wish.variants)
         section = next(section for section in config.all_models if section.variant == variant.name)
-        resolved = resolve(request, variant, PRESETS.get(section.preset or ""))
+        preset = PRESETS.get(section.preset or "")
+        resolved = resolve(request, variant, preset, extends=config.extend is not None)
     except RequestError as error:
         raise as_api_error(error) from None
     _check_bounds(service, resolved, variant)
