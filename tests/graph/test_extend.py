@@ -1,5 +1,6 @@
 """Prompts extended inside a run: records say what ran, and a replay asks nobody."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,37 @@ from llm_server import llm_server
 
 from wan_ray.cli import SOME_FAILED, main
 from wan_ray.config import RenderConfig
+from wan_ray.errors import RunStoppedError
+from wan_ray.graph.operator import extended
 from wan_ray.replay import replay
+from wan_ray.stages.items import Item
 from wan_ray.storage.blob import Store
 from wan_ray.storage.records import RecordStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(290)]
+KEY_IS_WRONG = "the service refused the key"
 
 
+def test_a_row_that_breaks_the_model_fails_alone_and_what_stops_everybody_stops() -> None:
+    items = [Item(name=name, id=name, row=n, request=None, prompt=None) for n, name in enumerate(["a", "bad", "b"])]
+
+    def extend(asked: Sequence[Item]) -> list[Item]:
+        if any(item.id == "bad" for item in asked):
+            raise RuntimeError("CUDA out of memory")
+        return list(asked)
+
+    ended = extended(extend, items)
+    assert [item.failure and item.failure.message for item in ended] == [None, "CUDA out of memory", None]
+
+    def stop(asked: Sequence[Item]) -> list[Item]:
+        raise RunStoppedError(KEY_IS_WRONG)
+
+    with pytest.raises(RunStoppedError, match=KEY_IS_WRONG):
+        extended(stop, items)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.timeout(290)
 def test_a_run_extends_the_rows_that_ask_for_it_and_their_records_replay_to_the_same_bytes(
     debug_config: RenderConfig, tmp_path: Path, write_manifest: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import logging
 import time
 import traceback
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -15,7 +15,15 @@ import pyarrow as pa
 import ray
 
 from wan_ray.config import ModelSection, RenderConfig, VideoSection
-from wan_ray.errors import ClipStoppedError, GangError, RequestError, RunStoppedError, StageError, StorageError
+from wan_ray.errors import (
+    ClipStoppedError,
+    ConfigError,
+    GangError,
+    RequestError,
+    RunStoppedError,
+    StageError,
+    StorageError,
+)
 from wan_ray.extend_section import ExtendSection
 from wan_ray.graph.board import BoardHandle, Event
 from wan_ray.media.check import MediaCheck
@@ -150,13 +158,26 @@ class Extend:
                 first = asking.pop(0)
                 items[first] = items[first].failed("extend", error)
                 self._worker.end(items[first], 0.0)
-        ended = self._extend.extend([items[i] for i in asking])
+        ended = extended(self._extend.extend, [items[i] for i in asking])
         seconds = (time.perf_counter() - started) / max(1, len(asking))
         for i, item in zip(asking, ended, strict=True):
             items[i] = replace(item, seconds={**item.seconds, "extend": seconds})
             logger.info("extend request_id=%s seconds=%.2f", item.id, seconds)
             self._worker.end(items[i], seconds)
         return pa.Table.from_pylist([dict(item.to_row()) for item in items], schema=batch.schema)
+
+
+def extended(extend: Callable[[Sequence[Item]], list[Item]], items: Sequence[Item]) -> list[Item]:
+    """What extend gives; where it breaks, each item is tried alone, so that one cannot fail the others."""
+    try:
+        return extend(items)
+    except (ConfigError, RunStoppedError, StorageError):
+        raise
+    except Exception as error:
+        logger.error("extend failed for %d rows\n%s", len(items), _told(error))
+        if len(items) == 1:
+            return [items[0].failed("extend", error)]
+    return [one for item in items for one in extended(extend, [item])]
 
 
 class Encode:
