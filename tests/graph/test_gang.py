@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import ray
+import torch
 from ray import cloudpickle
 
 from wan_ray.degrees import Degrees
 from wan_ray.errors import CheckpointError, ClipStoppedError, GangError
 from wan_ray.graph.gang import Beat, Gang, Place
 from wan_ray.graph.placement import Resources
+from wan_ray.stages.memory import memory_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(120)]
 
@@ -42,6 +44,11 @@ class PlainRank:
             time.sleep(60)
 
     def run(self, row: str | int, resume: bytes | None) -> list[object]:
+        if row == "large":
+            if self.rank == 1 and self.weights != "on the host":
+                with memory_for("the clip", fix="take more ranks"):
+                    torch.empty(1 << 46, dtype=torch.uint8)
+            return [self.rank, self.weights]
         if row == "bad" and self.rank == 1:
             raise ValueError("no such row")
         self.step, self.why = len(resume or b""), None
@@ -112,6 +119,28 @@ def test_an_error_of_one_rank_ends_all_and_names_it(gang: Gang) -> None:
     assert gang.epoch == 2
     assert gang.run(1, None, watch=lambda _: None) == [0, 1]
     assert not {place.pid for place in gang.places} & set(pids)
+
+
+def test_a_gang_after_one_that_lacked_memory_is_made_to_need_less() -> None:
+    gang = Gang(
+        PlainRank,
+        {"weights": "right"},
+        name=f"wan-gang-test-{time.time_ns()}",
+        degrees=Degrees(ulysses=2),
+        resources=Resources(cpus=0.1, gpus=0.0),
+        timeout_s=30.0,
+        leaner={"weights": "on the host"},
+    )
+    try:
+        gang.build(no_wait)
+        gang.ready()
+        with pytest.raises(GangError, match=r"rank 1 .*out of memory for the clip; take more ranks"):
+            gang.run("large", None, watch=lambda _: None)
+        gang.build(no_wait)
+        gang.ready()
+        assert gang.run("large", None, watch=lambda _: None) == [0, "on the host"]
+    finally:
+        gang.close()
 
 
 def test_a_rank_that_is_silent_is_found_and_killed(gang: Gang) -> None:

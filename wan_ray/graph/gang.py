@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from wan_ray.degrees import Degrees
-from wan_ray.errors import ClipStoppedError, ConfigError, GangError
+from wan_ray.errors import ClipStoppedError, ConfigError, GangError, OutOfMemoryError
 from wan_ray.graph.placement import Resources, bundle_of_rank, reserve_group
 
 logger = logging.getLogger(__name__)
@@ -81,8 +81,9 @@ Watch = Callable[[Mapping[int, Beat]], None]
 class Gang:
     """A leader owns it and closes it. The placement group is found again by its name, so a leader may come back.
 
-    arguments go to the rank class, after the rank's number. timeout_s bounds loading, and each step of a call. A group
-    that is given stays another's, and its first bundle is the leader's.
+    arguments go to the rank class, after the rank's number; leaner ones take their place in every gang after one of
+    which a rank had not the memory. timeout_s bounds loading, and each step of a call. A group that is given stays
+    another's, and its first bundle is the leader's.
     """
 
     def __init__(
@@ -95,11 +96,13 @@ class Gang:
         resources: Resources,
         timeout_s: float,
         group: PlacementGroup | None = None,
+        leaner: Mapping[str, Any] | None = None,
     ) -> None:
         # Ray's types know neither concurrency groups nor the class that comes back.
         remote: Any = ray.remote
         self._actor: Any = remote(concurrency_groups={_CONTROL: 1})(rank_class)
         self._arguments = arguments
+        self._leaner = leaner or {}
         self._name = name
         self._degrees = degrees
         self._resources = resources
@@ -251,6 +254,8 @@ class Gang:
                 ray.get(ref)
             except RayError as other:
                 failures[pending[ref]] = other
+        if any(isinstance(_origin(failure), OutOfMemoryError) for failure in failures.values()):
+            self._arguments = {**self._arguments, **self._leaner}
         number, error = min(failures.items(), key=lambda failure: not isinstance(failure[1], RayActorError))
         cause, origin = f"{self._named(number)} {_cause(error)}", _origin(error)
         mute = [other for other in pending.values() if other not in failures and not pulse.answers(other)]

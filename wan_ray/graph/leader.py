@@ -50,6 +50,7 @@ class Denoise:
             degrees=section.degrees,
             resources=rank_resources(stages.denoise),
             timeout_s=section.timeout_s,
+            leaner={"model": model.model_copy(update={"gang": section, "offload": "blocks"})},
         )
         self._leader = Leader(gang, worker, Shelf(output), max_tries=section.max_tries)
         self._leader.start(stages, idle_s=idle_s)

@@ -117,6 +117,7 @@ class Denoise:
             degrees=section.degrees,
             resources=rank_resources(stages.denoise),
             timeout_s=section.timeout_s,
+            leaner={"model": model.model_copy(update={"gang": section, "offload": "blocks"})},
             group=get_current_placement_group(),
         )
         self._shelf = Shelf(output)
