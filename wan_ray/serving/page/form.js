@@ -175,6 +175,7 @@ function removeFile(input, file) {
 /** Whether all is well; says at each control what is not, and goes to the first. */
 export function checkForm() {
   const faults = new Map();
+  for (const one of form.elements) clearFault(one);
   for (const one of controls()) {
     const fault = faultOf(one);
     if (fault) faults.set(one, fault);
@@ -241,7 +242,8 @@ const megabytes = (bytes) => `${(bytes / 2 ** 20).toLocaleString(locale(), { max
 export function showRefusal(error) {
   const general = hasText(`error_${error.status}`) ? `error_${error.status}` : error.status >= 500 ? "error_500" : "error_refused";
   const words = error.status === 0 ? text("unreachable") : `${text(general)} ${error.message}`.trim();
-  const control = error.param && controls().find((one) => one.name.replace(/[[\]].*/, "") === error.param);
+  const field = error.param?.replace(/[.[].*/, "");
+  const control = [...form.elements].find((one) => !one.disabled && (one.name.replace(/\[.*/, "") || one.id) === field);
   if (control && error.status === 400) {
     showFault(control, error.message);
     focusOn(control);
