@@ -27,7 +27,7 @@ _EVENTS = {
     200: {
         "description": "Events video.queued, video.in_progress, then video.completed, .failed, .cancelled or .deleted; "
         "data is the Video object.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+        "content": {"text/event-stream": {"example": _EXAMPLE}},
     },
     **errors(400, 404),
 }
@@ -37,7 +37,9 @@ class _EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
 
-@router.get("/videos/{video_id}/events", operation_id="video_events", responses=_EVENTS, response_class=_EventStream)
+@router.get(
+    "/videos/{video_id}/events", operation_id="video_events", responses=_EVENTS, response_class=StreamingResponse
+)
 async def video_events(job: OwnJob, service: Serving) -> StreamingResponse:
     """The video now, and again whenever it changes; the stream ends when the video does."""
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}

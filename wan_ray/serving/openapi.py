@@ -100,6 +100,9 @@ def add_docs_(app: FastAPI, *, with_keys: bool) -> None:
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     operation["responses"].pop("422", None)  # we answer 400
+                    for status, answer in operation["responses"].items():
+                        if status >= "400" and "content" in answer:  # FastAPI takes them to be of the route's type
+                            answer["content"] = {"application/json": next(iter(answer["content"].values()))}
             components = schema["components"]["schemas"]
             components.pop("HTTPValidationError", None)
             components.pop("ValidationError", None)
