@@ -11,6 +11,7 @@ from PIL import Image
 from serving_app import ServingApp, serving_app
 from video_client import VideoClient
 
+from wan_ray.errors import QueueDownError
 from wan_ray.media.video import read_frames
 
 HARD_PROMPT = 'a cat\r\n日本\tsays \x07 "hi" \\ {x} 🐈'
@@ -223,6 +224,7 @@ def test_a_key_whose_first_request_died_before_its_job_was_stored_makes_the_job(
         ({"prompt": "x", "n": 2}, 400, "invalid_value", "n", "as many requests"),
         ({"prompt": "x", "priority": 1e3}, 400, "invalid_value", "priority", "-100 to 100"),
         ({"prompt": "x", "deadline_s": 0}, 400, "invalid_value", "deadline_s", "above 0"),
+        ({"prompt": "x", "webhook_url": "https://example.com"}, 400, "invalid_webhook_url", "webhook_url", "no keys"),
         ({"prompt": "x", "metadata": {"a": 1}}, 400, "invalid_value", "metadata", "map of names"),
         ({"prompt": "x", "metadata": {"a": "b" * 513}}, 400, "invalid_value", "metadata", "512"),
         ({"prompt": "x", "labels": "{"}, 400, "invalid_value", "labels", "not JSON"),
@@ -305,3 +307,20 @@ def test_unknown_routes_and_methods_answer_as_everything_else(client: VideoClien
         answer = client.send(method, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), path
         assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_what_is_stored_is_told_while_the_queue_is_being_replaced(
+    app: ServingApp, client: VideoClient, finished: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise QueueDownError("its process is gone")
+
+    for name in ("live", "admit", "view"):
+        monkeypatch.setattr(app.queue, name, away)
+    assert client.get(f"/v1/videos/{finished['id']}") == finished
+    assert client.get("/v1/videos?order=asc&limit=1")["data"] == [finished]
+    status, error = client.refused(json={"prompt": "x"})
+    assert (status, error["code"], error["type"]) == (503, "queue_unavailable", "server_error")
+    health = client.send("GET", "/healthz")
+    assert (health.status_code, health.json()) == (503, {"status": "unavailable"})
+    assert "wan_ray_queue_up 0" in client.send("GET", "/metrics").text

@@ -49,7 +49,8 @@ def _asked(
     request: Request,
     owner: Owner,
     idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, description="The same key and body make one job, ever.")
+        str | None,
+        Header(min_length=1, max_length=255, description="The same key and body make one job, as long as it is kept."),
     ] = None,
 ) -> Asked:
     return Asked(request=request, owner=owner, key=idempotency_key)
