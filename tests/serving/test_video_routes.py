@@ -318,7 +318,7 @@ def test_what_is_stored_is_told_while_the_queue_is_being_replaced(
     for name in ("live", "admit", "view"):
         monkeypatch.setattr(app.queue, name, away)
     assert client.get(f"/v1/videos/{finished['id']}") == finished
-    assert client.get("/v1/videos?order=asc&limit=1")["data"] == [finished]
+    assert finished in client.get("/v1/videos?order=asc&limit=100")["data"]
     status, error = client.refused(json={"prompt": "x"})
     assert (status, error["code"], error["type"]) == (503, "queue_unavailable", "server_error")
     health = client.send("GET", "/healthz")
