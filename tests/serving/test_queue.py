@@ -29,6 +29,7 @@ async def put(queue: JobQueue, *jobs: Job) -> None:
         await queue.admit(job.owner)
         queue._jobs.create(job)
         await queue.submit(job)
+        await queue.release(job.owner)
 
 
 async def until(holds: Callable[[], object], *, within_s: float = 60.0) -> None:
@@ -118,8 +119,9 @@ def test_no_more_jobs_are_admitted_than_there_is_room_for(config: RenderConfig) 
             await queue.admit("ann")
         with pytest.raises(QueueFullError, match="3 of your jobs are waiting, and a key may have 3"):
             await queue.admit("ann")
-        await queue.admit("bob")
-        await queue.admit("bob")
+        await queue.release("ann")
+        for owner in ("ann", "bob", "bob"):
+            await queue.admit(owner)
         with pytest.raises(QueueFullError, match="5 jobs are waiting, and there is room for 5"):
             await queue.admit("eve")
 

@@ -13,12 +13,11 @@ from ray.serve.exceptions import RayServeException
 
 from wan_ray.config import ModelSection, RenderConfig, Replicas, StageSection, load_config
 from wan_ray.costs.check import check_layout
-from wan_ray.errors import ConfigError, WanRayError
+from wan_ray.errors import ConfigError, QueueDownError, StorageError, WanRayError
 from wan_ray.graph.cluster import connected
 from wan_ray.graph.offline import new_run_id
 from wan_ray.graph.placement import LEADER_CPUS, bundles_of, check_fit, check_weights, gang_of, rank_resources
 from wan_ray.graph.replicas import QUEUE, Decode, Denoise, Encode, Extend, Handle, Queue
-from wan_ray.serving.api_error import ApiError
 from wan_ray.serving.app import make_app
 from wan_ray.serving.backend import Live, QueueView
 from wan_ray.serving.jobs import Job, JobStore
@@ -43,10 +42,13 @@ class _QueueBackend:
     async def admit(self, owner: str) -> None:
         await self._call("admit", owner)
 
+    async def release(self, owner: str) -> None:
+        await self._call("release", owner)
+
     async def submit(self, job: Job) -> None:
         try:
             await self._call("submit", job)
-        except ApiError as error:  # it is stored, and so found by the queue that comes
+        except (QueueDownError, StorageError) as error:  # it is stored, and so found later
             logger.warning("submitted later request_id=%s reason=%s", job.id, error)
 
     async def live(self, job_ids: Sequence[str]) -> Mapping[str, Live]:
@@ -69,12 +71,7 @@ class _QueueBackend:
                 raise error.cause from None
             raise
         except (RayError, RayServeException) as error:
-            raise ApiError(
-                503,
-                "queue_unavailable",
-                "the queue is being replaced; try again in a moment",
-                headers={"retry-after": "2"},
-            ) from error
+            raise QueueDownError("the queue is being replaced; try again in a moment") from error
 
 
 @serve.ingress()

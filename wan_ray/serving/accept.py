@@ -2,13 +2,14 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from wan_ray.errors import JobNotFoundError, RequestError
+from wan_ray.errors import JobNotFoundError, QueueDownError, RequestError
 from wan_ray.request import (
     MEDIA_FIELDS,
     RenderRequest,
@@ -19,6 +20,7 @@ from wan_ray.request import (
     seed_from_id,
 )
 from wan_ray.serving.api_error import ApiError
+from wan_ray.serving.backend import Backend
 from wan_ray.serving.fields import Wish
 from wan_ray.serving.intake import media_bytes
 from wan_ray.serving.jobs import Job, created_at, new_job_id
@@ -64,20 +66,31 @@ async def accept(service: Service, wish: Wish, origin: Origin) -> Job:
             return job
     if wish.webhook_url is not None:
         await service.webhooks.check(origin.owner, wish.webhook_url)
-    await service.backend.admit(origin.owner)
-    if origin.key is not None:
-        job_id = await run_in_threadpool(_reserved, service, origin, origin.key, job_id) or job_id
-        if job := await run_in_threadpool(_found, service, origin.owner, job_id):
-            return job
-    places = {}
-    for marker, source in wish.media.items():
-        data = await media_bytes(source, service.config)
-        places[marker] = await run_in_threadpool(jobs.put_upload, job_id, marker, data)
-    row = _row(request, resolved, places, job_id=job_id)
-    job = _job(service, wish, origin, job_id=job_id, model=resolved.variant, row=row)
-    await run_in_threadpool(jobs.create, job)
-    await service.backend.submit(job)
-    return job
+    async with _place(service.backend, origin.owner):
+        if origin.key is not None:
+            job_id = await run_in_threadpool(_reserved, service, origin, origin.key, job_id) or job_id
+            if job := await run_in_threadpool(_found, service, origin.owner, job_id):
+                return job
+        places = {}
+        for marker, source in wish.media.items():
+            data = await media_bytes(source, service.config)
+            places[marker] = await run_in_threadpool(jobs.put_upload, job_id, marker, data)
+        row = _row(request, resolved, places, job_id=job_id)
+        job = _job(service, wish, origin, job_id=job_id, model=resolved.variant, row=row)
+        await run_in_threadpool(jobs.create, job)
+        await service.backend.submit(job)
+        return job
+
+
+@asynccontextmanager
+async def _place(backend: Backend, owner: str) -> AsyncIterator[None]:
+    """A place among the waiting jobs while the block runs."""
+    await backend.admit(owner)
+    try:
+        yield
+    finally:
+        with suppress(QueueDownError):  # a new queue knows nothing of it
+            await backend.release(owner)
 
 
 def checked(service: Service, wish: Wish) -> tuple[RenderRequest, ResolvedRequest]:

@@ -31,7 +31,10 @@ class Backend(Protocol):
     """Any of these raises QueueDownError while the queue's process is being replaced; what is stored stays true."""
 
     async def admit(self, owner: str) -> None:
-        """QueueFullError when there is no room for another job of this owner: asked before anything is stored."""
+        """Keep a place for another job of this owner, before anything is stored; QueueFullError when there is none."""
+
+    async def release(self, owner: str) -> None:
+        """Give the place back: the job waits by now, or nothing came of it."""
 
     async def submit(self, job: Job) -> None:
         """Have a stored job run."""

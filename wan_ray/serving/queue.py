@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 Tell = Callable[[Job, Record], Awaitable[bool]]
 
 _MAX_TRIES = 3  # of a job whose workers die
-_PLACE_KEPT_S = 60.0  # for a job that was admitted to be stored and submitted
+_PLACE_KEPT_S = 600.0  # for a job that was admitted to be stored and submitted, should its process end
 _RESCAN_S = 20.0
 _OTHERS_WAIT_S = 5.0  # for another queue to end a job that it has claimed, or to die
 _STORE_WAIT_S = (1.0, 5.0, 30.0)
@@ -139,7 +139,7 @@ class JobQueue:
         await asyncio.to_thread(self._alive.close)
 
     async def admit(self, owner: str) -> None:
-        """QueueFullError when there is no room for another job of this owner; else a place is kept for a minute."""
+        """QueueFullError when there is no room for another job of this owner; else a place is kept until release()."""
         state, limits = self._state, self._config.serve
         now = time.monotonic()
         state.admitted = [(until, whose) for until, whose in state.admitted if until > now]
@@ -153,11 +153,14 @@ class JobQueue:
             )
         state.admitted.append((now + _PLACE_KEPT_S, owner))
 
-    async def submit(self, job: Job) -> None:
-        """Have a stored job run. One that is known already, or has ended, is left alone."""
-        kept = next((place for place in self._state.admitted if place[1] == job.owner), None)
+    async def release(self, owner: str) -> None:
+        """Give back a place that was kept for a job of this owner."""
+        kept = next((place for place in self._state.admitted if place[1] == owner), None)
         if kept is not None:
             self._state.admitted.remove(kept)
+
+    async def submit(self, job: Job) -> None:
+        """Have a stored job run. One that is known already, or has ended, is left alone."""
         await self._take(job)
 
     async def live(self, job_ids: Sequence[str]) -> Mapping[str, Live]:
