@@ -324,3 +324,13 @@ def test_what_is_stored_is_told_while_the_queue_is_being_replaced(
     health = client.send("GET", "/healthz")
     assert (health.status_code, health.json()) == (503, {"status": "unavailable"})
     assert "wan_ray_queue_up 0" in client.send("GET", "/metrics").text
+
+
+def test_what_comes_to_nothing_takes_no_place_in_the_queue(tmp_path: Path, debug_i2v_checkpoint: Path) -> None:
+    serve = {"max_queued": 1, "max_queued_per_key": 1}
+    with serving_app(tmp_path, models={"debug-i2v": debug_i2v_checkpoint}, serve=serve) as app:
+        client = VideoClient(app.url)
+        for _ in range(3):
+            body = {"prompt": "a road", "task": "i2v", "image": "data:image/png;base64,bm8gcGljdHVyZQ=="}
+            status, error = client.refused(json=body)
+            assert (status, error["param"]) == (400, "image")
