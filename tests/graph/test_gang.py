@@ -8,14 +8,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import ray
-import torch
 from ray import cloudpickle
 
 from wan_ray.degrees import Degrees
 from wan_ray.errors import CheckpointError, ClipStoppedError, GangError
 from wan_ray.graph.gang import Beat, Gang, Place
 from wan_ray.graph.placement import Resources
-from wan_ray.stages.memory import memory_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(120)]
 
@@ -46,6 +44,11 @@ class PlainRank:
     def run(self, row: str | int, resume: bytes | None) -> list[object]:
         if row == "large":
             if self.rank == 1 and self.weights != "on the host":
+                # Imported here: the other tests' ranks are to start fast.
+                import torch
+
+                from wan_ray.stages.memory import memory_for
+
                 with memory_for("the clip", fix="take more ranks"):
                     torch.empty(1 << 46, dtype=torch.uint8)
             return [self.rank, self.weights]
