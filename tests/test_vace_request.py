@@ -373,7 +373,7 @@ def test_rows_of_several_modes_stand_in_one_parquet_file(tmp_path) -> None:
 
 def test_the_readme_s_row_is_one_and_its_table_names_every_mode_and_option() -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    section = text.partition("### VACE modes")[2].partition("\n## ")[0]
+    section = re.split(r"\n##+ ", text.partition("### VACE modes")[2])[0]
     example = json.loads(re.search(r"```json\n(.*?)```", section, re.DOTALL)[1])
     assert parse_row(example).request.vace.mode == "outpaint"
     rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
