@@ -39,6 +39,18 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 T = TypeVar("T")
 Compat = Literal["released"]
 MEDIA_FIELDS = ("image", "last_image", "control_video", "mask_video", "reference_images")
+# What resolve() decides of how a clip is made, whatever the task.
+RESOLVED_FIELDS = (
+    "width",
+    "height",
+    "num_frames",
+    "fps",
+    "num_inference_steps",
+    "guidance_scale",
+    "flow_shift",
+    "solver",
+    "negative_prompt",
+)
 _MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (must have, may have)
     "t2v": ((), ()),
     "t2i": ((), ()),

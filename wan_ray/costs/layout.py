@@ -74,15 +74,7 @@ def layout_of(section: ModelSection) -> Layout:
 def estimate(section: ModelSection, bucket: Bucket, layout: Layout, hardware: HardwareSection) -> Estimate:
     """Of one clip of a model whose sizes are known."""
     architecture = known_architecture(section.variant)
-    gpu, sizes = GPUS[hardware.gpu], dtype_bytes(section)
-    memory = denoise_memory(
-        architecture,
-        bucket,
-        degrees=layout.degrees,
-        fsdp=layout.fsdp,
-        offload_blocks=layout.offload_blocks,
-        dtype_bytes=sizes,
-    ).total
+    gpu, sizes, memory = GPUS[hardware.gpu], dtype_bytes(section), _memory(section, bucket, layout)
     seconds = denoise_seconds(
         architecture,
         bucket,
@@ -218,20 +210,20 @@ def roomier_layout(section: ModelSection, bucket: Bucket) -> Layout | None:
     """
     if not has_costs(section):
         return None
-    architecture, sizes = known_architecture(section.variant), dtype_bytes(section)
-
-    def needed(layout: Layout) -> float:
-        return denoise_memory(
-            architecture,
-            bucket,
-            degrees=layout.degrees,
-            fsdp=layout.fsdp,
-            offload_blocks=layout.offload_blocks,
-            dtype_bytes=sizes,
-        ).total
-
     offloaded = section.model_copy(update={"offload": "blocks"})
-    present = layout_of(offloaded)
     others = layouts(offloaded, num_gpus=MAX_RANKS, gpus_per_node=_NODE_GPUS)
-    roomier = (layout for layout in others if needed(layout) < _ROOMIER * needed(present))
+    most = _ROOMIER * _memory(offloaded, bucket, layout_of(offloaded))
+    roomier = (layout for layout in others if _memory(offloaded, bucket, layout) < most)
     return min(roomier, key=lambda layout: (layout.num_gpus, layout.degrees.ring), default=None)
+
+
+def _memory(section: ModelSection, bucket: Bucket, layout: Layout) -> float:
+    """Bytes that each rank needs to denoise a clip."""
+    return denoise_memory(
+        known_architecture(section.variant),
+        bucket,
+        degrees=layout.degrees,
+        fsdp=layout.fsdp,
+        offload_blocks=layout.offload_blocks,
+        dtype_bytes=dtype_bytes(section),
+    ).total

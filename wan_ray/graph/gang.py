@@ -226,9 +226,9 @@ class Gang:
                 try:
                     results[number] = ray.get(ref)
                 except RayError as error:
-                    if not isinstance(_origin(error), ClipStoppedError):
+                    if not isinstance(raised_in(error), ClipStoppedError):
                         raise self._failed(number, error, pending, pulse) from None
-                    stopped = str(_origin(error))
+                    stopped = str(raised_in(error))
             if done:
                 continue
             pulse.take(pending.values())
@@ -254,10 +254,10 @@ class Gang:
                 ray.get(ref)
             except RayError as other:
                 failures[pending[ref]] = other
-        if any(isinstance(_origin(failure), OutOfMemoryError) for failure in failures.values()):
+        if any(isinstance(raised_in(failure), OutOfMemoryError) for failure in failures.values()):
             self._arguments = {**self._arguments, **self._leaner}
         number, error = min(failures.items(), key=lambda failure: not isinstance(failure[1], RayActorError))
-        cause, origin = f"{self._named(number)} {_cause(error)}", _origin(error)
+        cause, origin = f"{self._named(number)} {_cause(error)}", raised_in(error)
         mute = [other for other in pending.values() if other not in failures and not pulse.answers(other)]
         if mute:  # a stopped process fails the others first, whose exchange with it timed out
             cause = f"{self._named(mute[0])} does not answer; {cause}"
@@ -310,8 +310,8 @@ class _Pulse:
         return time.monotonic() - self._heard[number] < _MISSED_BEATS * _BEAT_S
 
 
-def _origin(error: RayError) -> BaseException:
-    """What was raised in the rank, where something was."""
+def raised_in(error: Exception) -> BaseException:
+    """What was raised in another process, where something was."""
     return error.cause if isinstance(error, RayTaskError) else error
 
 

@@ -15,6 +15,7 @@ from wan_ray.config import ModelSection, RenderConfig, Replicas, StageSection, l
 from wan_ray.costs.check import check_layout
 from wan_ray.errors import ConfigError, QueueDownError, StorageError, WanRayError
 from wan_ray.graph.cluster import connected
+from wan_ray.graph.gang import raised_in
 from wan_ray.graph.offline import new_run_id
 from wan_ray.graph.placement import LEADER_CPUS, bundles_of, check_fit, check_weights, gang_of, rank_resources
 from wan_ray.graph.replicas import QUEUE, Decode, Denoise, Encode, Extend, Handle, Queue
@@ -67,8 +68,8 @@ class _QueueBackend:
         try:
             return await self._queue.call.remote(method, *arguments)
         except RayTaskError as error:
-            if isinstance(error.cause, WanRayError):
-                raise error.cause from None
+            if isinstance(cause := raised_in(error), WanRayError):
+                raise cause from None
             raise
         except (RayError, RayServeException) as error:
             raise QueueDownError("the queue is being replaced; try again in a moment") from error
@@ -127,8 +128,8 @@ def build(args: dict[str, Any]) -> serve.Application:
 def serve_forever(config: RenderConfig, *, keys: Keys, ready: Callable[[str], None]) -> None:
     """Serve until KeyboardInterrupt; ready(url) is called once requests are answered.
 
-    Pending jobs stay in the output, and the same call goes on with them. ConfigError before anything is started when
-    the config cannot work, RunStoppedError when a replica does not start.
+    Pending jobs stay in the output, and the same call goes on with them. ConfigError when the config cannot work, or a
+    replica does not start.
     """
     application = make_application(config, keys=keys)
     Store(config.output or "").check()

@@ -18,8 +18,8 @@ from ray.util.placement_group import get_current_placement_group
 from wan_ray.config import ModelSection, RenderConfig, StagesSection, VideoSection
 from wan_ray.errors import ClipStoppedError, GangError, RunStoppedError, StageError, StorageError
 from wan_ray.extend_section import ExtendSection
-from wan_ray.graph.gang import Beat, Gang
-from wan_ray.graph.operator import Stage, stage_loader, without_tensors
+from wan_ray.graph.gang import Beat, Gang, raised_in
+from wan_ray.graph.operator import Stage, extended, stage_loader, without_tensors
 from wan_ray.graph.placement import gang_of, rank_resources
 from wan_ray.graph.rank import Rank
 from wan_ray.graph.shelf import Shelf
@@ -74,7 +74,7 @@ class Extend:
     def _extended(self, item: Item) -> Row:
         started = time.perf_counter()
         try:
-            (ended,) = self._extend.extend([item])
+            (ended,) = extended(self._extend.extend, [item])
         except RunStoppedError as error:  # of a batch run; here others' jobs go on
             ended = item.failed("extend", error)
         return replace(ended, seconds={**ended.seconds, "extend": time.perf_counter() - started}).to_row()
@@ -296,9 +296,10 @@ async def _rendered(stages: Sequence[Handle], row: Row, token: str) -> Record:
     try:
         encoded = encode.run.remote(row if extend is None else extend.run.remote(row))
         return Record.model_validate_json(await decode.run.remote(denoise.run.remote(encoded, token)))
-    except (ClipStoppedError, StageError, StorageError):
-        raise
     except (RayError, RayServeException) as error:
+        cause = raised_in(error)
+        if isinstance(cause, ClipStoppedError | StageError | StorageError):
+            raise cause from None
         raise StageError(f"a worker was lost: {error}") from error
 
 

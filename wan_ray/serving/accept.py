@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,35 +10,15 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from wan_ray.errors import JobNotFoundError, QueueDownError, RequestError
-from wan_ray.request import (
-    MEDIA_FIELDS,
-    RenderRequest,
-    ResolvedRequest,
-    choose_variant,
-    parse_row,
-    resolve,
-    seed_from_id,
-)
+from wan_ray.request import MEDIA_FIELDS, RESOLVED_FIELDS, RenderRequest, ResolvedRequest, seed_from_id
 from wan_ray.serving.api_error import ApiError
 from wan_ray.serving.backend import Backend
 from wan_ray.serving.fields import Wish
 from wan_ray.serving.intake import media_bytes
-from wan_ray.serving.jobs import Job, created_at, new_job_id
+from wan_ray.serving.jobs import Job, created_at, new_job_id, texts_in
 from wan_ray.serving.service import Service
-from wan_ray.variants import PRESETS, Variant
+from wan_ray.stages.read import parse_and_resolve
 
-# What a job states in full, so that it stays what was promised when the server's defaults change.
-_RESOLVED = (
-    "width",
-    "height",
-    "num_frames",
-    "fps",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "solver",
-    "negative_prompt",
-)
 _LATER = ("width", "height", "fps")
 
 
@@ -95,18 +75,13 @@ async def _place(backend: Backend, owner: str) -> AsyncIterator[None]:
 
 def checked(service: Service, wish: Wish) -> tuple[RenderRequest, ResolvedRequest]:
     """The wish as a manifest row, by the same rules; ApiError 400 in their words."""
-    config = service.config
     try:
-        request = parse_row(wish.row, config.defaults).request
-        variant = choose_variant(request, wish.variants)
-        section = next(section for section in config.all_models if section.variant == variant.name)
-        preset = PRESETS.get(section.preset or "")
-        resolved = resolve(request, variant, preset, extends=config.extend is not None)
+        parsed, resolved = parse_and_resolve(wish.row, service.config, variant=wish.variant)
     except RequestError as error:
         raise as_api_error(error) from None
-    _check_bounds(service, resolved, variant)
+    _check_bounds(service, resolved)
     _check_sources(service, wish, resolved)
-    return request, resolved
+    return parsed.request, resolved
 
 
 def as_api_error(error: RequestError) -> ApiError:
@@ -118,7 +93,7 @@ def as_api_error(error: RequestError) -> ApiError:
     return ApiError(400, code, message, param=param)
 
 
-def _check_bounds(service: Service, resolved: ResolvedRequest, variant: Variant) -> None:
+def _check_bounds(service: Service, resolved: ResolvedRequest) -> None:
     limits = service.config.serve
     for field, value, most in (
         ("num_frames", resolved.num_frames, limits.max_frames),
@@ -132,18 +107,11 @@ def _check_bounds(service: Service, resolved: ResolvedRequest, variant: Variant)
 
 def _check_sources(service: Service, wish: Wish, resolved: ResolvedRequest) -> None:
     """No client names a file of this machine: what is not a marker stands in the config's defaults."""
-    of_config = {text for value in service.config.defaults.values() for text in _texts(value)}
+    of_config = set(texts_in(service.config.defaults))
     for field, sources in resolved.media.items():
         for source in sources:
             if source not in wish.media and source not in of_config:
                 raise ApiError(400, "invalid_value", f"{field}: a path says nothing here; send the file", param=field)
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple):
-        yield from (text for one in value for text in _texts(one))
 
 
 def _reserved(service: Service, origin: Origin, key: str, job_id: str | None) -> str | None:
@@ -174,10 +142,10 @@ def _found(service: Service, owner: str, job_id: str) -> Job | None:
 def _row(
     request: RenderRequest, resolved: ResolvedRequest, places: Mapping[str, str], *, job_id: str
 ) -> dict[str, Any]:
-    """The manifest row of a request: nothing left to defaults, sources where they are stored."""
+    """The manifest row of a request: sources where they are stored, nothing left to defaults, which may change."""
     row: dict[str, Any] = {**request.model_dump(mode="json", exclude_none=True), "id": job_id}
     # What is 0 is decided by an image or video, once it is read.
-    row |= {name: getattr(resolved, name) for name in _RESOLVED if name not in _LATER or getattr(resolved, name)}
+    row |= {name: getattr(resolved, name) for name in RESOLVED_FIELDS if name not in _LATER or getattr(resolved, name)}
     row["seed"] = seed_from_id(job_id) if request.seed is None else request.seed
     row = {name: value for name, value in row.items() if value != {} and value is not False}
     holders: list[dict[str, Any]] = [row, row.get("vace", {})]

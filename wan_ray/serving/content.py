@@ -54,10 +54,10 @@ async def finished(jobs: JobStore, job: Job) -> Record:
     if record is not None and record.status == "ok":
         return record
     if record is None:
-        code, state = "video_not_ready", "is not rendered yet; ask again when its status is 'completed'"
+        state = "is not rendered yet; ask again when its status is 'completed'"
     else:
-        code, state = "video_not_ready", f"has no content: {why_failed(job, record)}"
-    raise ApiError(400, code, f"video {job.id!r} {state}", param="video_id")
+        state = f"has no content: {why_failed(job, record)}"
+    raise ApiError(400, "video_not_ready", f"video {job.id!r} {state}", param="video_id")
 
 
 async def content(request: Request, jobs: JobStore, previews: Previews, job: Job, variant: Variant) -> Response:

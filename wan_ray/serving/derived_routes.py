@@ -1,7 +1,6 @@
 """Videos made of others: remix, edits, extensions; and what is not served, said in words."""
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,10 +10,11 @@ from starlette.concurrency import run_in_threadpool
 
 from wan_ray.config import RenderConfig
 from wan_ray.errors import StageError
+from wan_ray.media.source import local_file
 from wan_ray.media.video import VideoInfo, probe
 from wan_ray.serving.api_error import ApiError
 from wan_ray.serving.content import finished
-from wan_ray.serving.fields import ALIASES, ROW_FIELDS, Source, number_above_0, read_wish, source_of
+from wan_ray.serving.fields import ALIASES, MAX_SECONDS, ROW_FIELDS, Source, number_above_0, read_wish, source_of
 from wan_ray.serving.forms import Field, Held, read_form
 from wan_ray.serving.intake import media_bytes
 from wan_ray.serving.jobs import Job, JobStore
@@ -28,7 +28,6 @@ router = APIRouter(prefix="/v1", tags=["videos"])
 
 _WRITES = errors(400, 404, 408, 409, 413, 415)
 _KEPT_FRAMES = 17  # of the video that is continued: a second, from which its motion is seen
-_MAX_SECONDS = 600.0
 
 
 @router.post(
@@ -88,7 +87,7 @@ async def extend_video(asked: Asking, response: Response, service: Serving) -> V
     form = await read_form(asked.request, max_bytes=service.config.serve.max_body_bytes)
     fields, clip, info, remixed_from = await _with_clip(service, asked.owner, form.fields)
     fps = _rate(fields, info, service.config)
-    seconds = number_above_0("seconds", fields.pop("seconds", None), _MAX_SECONDS)
+    seconds = number_above_0("seconds", fields.pop("seconds", None), MAX_SECONDS)
     if seconds is None or "num_frames" in fields or "vace" in fields:
         raise ApiError(
             400,
@@ -177,11 +176,9 @@ async def _with_clip(
 
 
 def _probed(clip: bytes) -> VideoInfo:
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(clip)
-        file.flush()
+    with local_file(clip, what="video") as path:
         try:
-            return probe(file.name)
+            return probe(path)
         except StageError as error:
             raise ApiError(400, "invalid_media", f"video: {error}", param="video") from None
 

@@ -33,7 +33,7 @@ _MAX_MEDIA = 16
 _MAX_PAIRS, _MAX_NAME_CHARS, _MAX_VALUE_CHARS = 16, 64, 512
 _MAX_PRIORITY = 100
 _MAX_DEADLINE_S = 7 * 86400.0
-_MAX_SECONDS = 600.0
+MAX_SECONDS = 600.0
 _SIZE = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")
 _MODEL_PREFIX = re.compile(r"wan-?2\.1[-_]", re.IGNORECASE)
 
@@ -50,12 +50,12 @@ class Source:
 class Wish:
     """What a body asks for. row has a marker, a key of media, where a source stands; what is there is not checked yet.
 
-    variants: of the config, those that the client left to choose from. seconds and size are as the client wrote them.
+    variant: the model that the client named, if any. seconds and size are as the client wrote them.
     """
 
     row: Mapping[str, object]
     media: Mapping[str, Source]
-    variants: Sequence[Variant]
+    variant: str | None = None
     seconds: str | None = None
     size: str | None = None
     priority: int = 0
@@ -84,7 +84,7 @@ def read_wish(given: Mapping[str, Field], config: RenderConfig, *, task: str | N
     media = _take_media_(row)
     row.setdefault("task", _task(row, variants, config, otherwise=task))
     if job.get("n") not in (None, 1, "1"):
-        _refuse("n", f"{shown(job['n'])}; a request renders one, so send as many requests as you want clips")
+        refuse("n", f"{shown(job['n'])}; a request renders one, so send as many requests as you want clips")
     seconds, size = job.get("seconds"), job.get("size")
     if seconds is not None:
         _apply_seconds_(row, seconds, config)
@@ -93,7 +93,7 @@ def read_wish(given: Mapping[str, Field], config: RenderConfig, *, task: str | N
     return Wish(
         row=row,
         media=media,
-        variants=variants,
+        variant=None if job.get("model") is None else variants[0].name,
         seconds=None if seconds is None else str(seconds),
         size=None if size is None else str(size),
         priority=whole("priority", job.get("priority", 0), -_MAX_PRIORITY, _MAX_PRIORITY),
@@ -118,11 +118,11 @@ def _known_fields(given: Mapping[str, Field]) -> dict[str, Field]:
         if value is None or name in _WITHOUT_MEANING:
             continue
         if ours in fields:
-            _refuse(name, f"given beside {ours!r}, which means the same; give one of them")
+            refuse(name, f"given beside {ours!r}, which means the same; give one of them")
         if ours not in known:
             found = misspelt((name,), known)
             hint = f"did you mean {found[1]!r}?" if found else f"use some of {', '.join(known)}"
-            _refuse(name[:80], f"{shown(name)} is no field of a video; {hint}", code="unknown_parameter")
+            refuse(name[:80], f"{shown(name)} is no field of a video; {hint}", code="unknown_parameter")
         fields[ours] = value
     return fields
 
@@ -163,7 +163,7 @@ def _take_media_(row: dict[str, Any]) -> dict[str, Source]:
 
     def taken(field: str, value: Field) -> str:
         if len(media) >= _MAX_MEDIA:
-            _refuse(field, f"more than {_MAX_MEDIA} images and videos in one request; send fewer")
+            refuse(field, f"more than {_MAX_MEDIA} images and videos in one request; send fewer")
         marker = f"{field.replace('.', '-')}-{len(media)}"
         media[marker] = Source(field=field, value=source_of(field, value))
         return marker
@@ -184,7 +184,7 @@ def _vace(value: Field) -> dict[str, Field]:
     """As an object of its own: only in one are sources found, of which none may be a path."""
     found = _json("vace", value) if isinstance(value, str) else value
     if not isinstance(found, dict):
-        _refuse("vace", f'{shown(value)} is no object; write one such as {{"mode": "outpaint", "ratio": 0.25}}')
+        refuse("vace", f'{shown(value)} is no object; write one such as {{"mode": "outpaint", "ratio": 0.25}}')
     return dict(found)
 
 
@@ -192,14 +192,14 @@ def source_of(field: str, value: Field) -> Upload | Held | str:
     """What a client gave for an image or video; ApiError 400 when it is none of that."""
     if isinstance(value, dict):
         if "file_id" in value:
-            _refuse(field, "file_id: there are no files here; send the file itself, a URL or a data URL")
+            refuse(field, "file_id: there are no files here; send the file itself, a URL or a data URL")
         value = next((value[name] for name in ("image_url", "video_url", "url") if name in value), None)
         if isinstance(value, dict):
             value = value.get("url")
     if isinstance(value, Upload | Held):
         return value
     if not isinstance(value, str) or not re.match(r"(data:|https?://)", value, re.IGNORECASE):
-        _refuse(
+        refuse(
             field,
             f"{shown(value)} is neither a file, a data URL nor an http(s) URL; send one of them",
         )
@@ -208,7 +208,7 @@ def source_of(field: str, value: Field) -> Upload | Held | str:
 
 def _apply_seconds_(row: dict[str, Any], seconds: Field, config: RenderConfig) -> None:
     """The clip's frames: seconds at the row's rate, to the nearest 4n+1 of at least 5."""
-    duration = number_above_0("seconds", seconds, _MAX_SECONDS)
+    duration = number_above_0("seconds", seconds, MAX_SECONDS)
     task = row["task"]
     if duration is None or task not in TASKS or task == "t2i":
         return
@@ -222,7 +222,7 @@ def _apply_seconds_(row: dict[str, Any], seconds: Field, config: RenderConfig) -
     num_frames = max(5, 4 * math.floor((duration * fps - 1) / 4 + 0.5) + 1)
     given = row.setdefault("num_frames", num_frames)
     if str(given) != str(num_frames):
-        _refuse(
+        refuse(
             "num_frames",
             f"{shown(given)}, but {seconds} seconds at {fps:g} frames a second are {num_frames}; give one of the two",
         )
@@ -231,11 +231,11 @@ def _apply_seconds_(row: dict[str, Any], seconds: Field, config: RenderConfig) -
 def _apply_size_(row: dict[str, Any], size: Field) -> None:
     found = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if found is None:
-        _refuse("size", f"{shown(size)} is not width x height in pixels; write it as in '832x480'")
+        refuse("size", f"{shown(size)} is not width x height in pixels; write it as in '832x480'")
     for name, value in zip(("width", "height"), map(int, found.groups()), strict=True):
         given = row.setdefault(name, value)
         if str(given) != str(value):
-            _refuse(name, f"{shown(given)} is not that of size {size!r}; give one of the two")
+            refuse(name, f"{shown(given)} is not that of size {size!r}; give one of the two")
 
 
 def whole(field: str, value: Field, low: int, high: int) -> int:
@@ -245,7 +245,7 @@ def whole(field: str, value: Field, low: int, high: int) -> int:
     except ValueError:
         found = None
     if found is None or not low <= found <= high:
-        _refuse(field, f"{shown(value)} is not a whole number from {low} to {high}; give one")
+        refuse(field, f"{shown(value)} is not a whole number from {low} to {high}; give one")
     return found
 
 
@@ -258,13 +258,13 @@ def number_above_0(field: str, value: object, high: float) -> float | None:
     except (ValueError, OverflowError):
         found = math.nan
     if not 0 < found <= high:
-        _refuse(field, f"{shown(value)} is not a number above 0, and at most {high:g}; give one")
+        refuse(field, f"{shown(value)} is not a number above 0, and at most {high:g}; give one")
     return found
 
 
 def _text(field: str, value: Field) -> str | None:
     if value is not None and not isinstance(value, str):
-        _refuse(field, f"{shown(value)} is not text; write it as a string")
+        refuse(field, f"{shown(value)} is not text; write it as a string")
     return value
 
 
@@ -272,7 +272,7 @@ def _json(field: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        _refuse(field, f"{shown(text)} is not JSON: {error}; write an object or a list")
+        refuse(field, f"{shown(text)} is not JSON: {error}; write an object or a list")
 
 
 def _pairs(field: str, value: Field) -> dict[str, str]:
@@ -281,18 +281,19 @@ def _pairs(field: str, value: Field) -> dict[str, str]:
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        _refuse(field, f'{shown(value)} is not a map of names to texts; write an object such as {{"team": "a"}}')
+        refuse(field, f'{shown(value)} is not a map of names to texts; write an object such as {{"team": "a"}}')
     pairs = {name: str(text) for name, text in found.items()}
     if len(pairs) > _MAX_PAIRS:
-        _refuse(field, f"{len(pairs)} pairs are more than {_MAX_PAIRS}; send fewer")
+        refuse(field, f"{len(pairs)} pairs are more than {_MAX_PAIRS}; send fewer")
     for name, text in pairs.items():
         if len(name) > _MAX_NAME_CHARS or len(text) > _MAX_VALUE_CHARS:
-            _refuse(
+            refuse(
                 field,
                 f"{shown(name)}: a name may have {_MAX_NAME_CHARS} characters and its text {_MAX_VALUE_CHARS}",
             )
     return pairs
 
 
-def _refuse(field: str, message: str, *, code: str = "invalid_value") -> NoReturn:
+def refuse(field: str, message: str, *, code: str = "invalid_value") -> NoReturn:
+    """Raise ApiError 400 that names the field."""
     raise ApiError(400, code, message if code != "invalid_value" else f"{field}: {message}", param=field)

@@ -4,7 +4,6 @@ import asyncio
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -14,7 +13,7 @@ from wan_ray.errors import QueueFullError
 from wan_ray.serving.accept import Origin, accept, checked
 from wan_ray.serving.api_error import ApiError
 from wan_ray.serving.content import finished
-from wan_ray.serving.fields import read_wish, whole
+from wan_ray.serving.fields import read_wish, refuse, whole
 from wan_ray.serving.forms import Field, read_form
 from wan_ray.serving.jobs import Job
 from wan_ray.serving.openapi import errors, image_body
@@ -45,11 +44,11 @@ async def create_image(asked: Asking, service: Serving) -> ImageAnswer:
     fields = {name: value for name, value in form.fields.items() if value is not None and name not in _WITHOUT_MEANING}
     wanted = fields.pop("response_format", "b64_json")
     if wanted not in ("b64_json", "url"):
-        _refuse("response_format", f"{shown(wanted)} is not known; use 'b64_json' or 'url'")
+        refuse("response_format", f"{shown(wanted)} is not known; use 'b64_json' or 'url'")
     if fields.pop("output_format", "png") != "png":
-        _refuse("output_format", "images are written as 'png'; ask for that, or leave it out")
+        refuse("output_format", "images are written as 'png'; ask for that, or leave it out")
     if str(fields.pop("stream", False)).lower() != "false":
-        _refuse("stream", "an image comes whole; leave it out, or listen to /v1/videos/{id}/events")
+        refuse("stream", "an image comes whole; leave it out, or listen to /v1/videos/{id}/events")
     if fields.get("size") == "auto":
         del fields["size"]
     number = whole("n", fields.pop("n", 1), 1, _MAX_IMAGES)
@@ -105,7 +104,3 @@ async def _image(service: Service, job: Job) -> Image:
     record = await finished(service.jobs, job)
     data = await run_in_threadpool(service.jobs.clip, record)
     return Image(id=job.id, b64_json=b64encode(data).decode())
-
-
-def _refuse(field: str, message: str) -> NoReturn:
-    raise ApiError(400, "invalid_value", f"{field}: {message}", param=field)

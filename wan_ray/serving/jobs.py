@@ -210,18 +210,19 @@ def created_at(job_id: str) -> float:
 def why_failed(job: Job, record: Record) -> str:
     """The record's message for the job's owner: without the places in the store where it names what was sent."""
     message = record.error_message or ""
-    for source in _texts(job.request):
+    for source in texts_in(job.request):
         if f"/{UPLOADS}/{job.id}/" in source:
             message = message.replace(name_of(source), "what was sent")
     return message
 
 
-def _texts(value: JsonValue) -> Iterator[str]:
+def texts_in(value: object) -> Iterator[str]:
+    """The texts that a value of JSON or YAML holds, at any depth."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
+    elif isinstance(value, dict | list | tuple):
         for one in value.values() if isinstance(value, dict) else value:
-            yield from _texts(one)
+            yield from texts_in(one)
 
 
 def _job_key(owner: str, job_id: str) -> str:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from wan_ray.config import RenderConfig
-from wan_ray.request import MAX_PROMPT_CHARS, MAX_SEED, ResolvedRequest
+from wan_ray.request import MAX_PROMPT_CHARS, MAX_SEED, RESOLVED_FIELDS, ResolvedRequest
 from wan_ray.serving.service import Owner, Serving
 from wan_ray.stages.read import read_row
 from wan_ray.variants import Task, get_variant
@@ -34,18 +34,7 @@ _NEEDED_MEDIA: dict[Task, dict[str, object]] = {
     "flf2v": {"image": "any", "last_image": "any"},
     "vace": {"reference_images": ["any"]},
 }
-_SHOWN_DEFAULTS = (
-    "width",
-    "height",
-    "num_frames",
-    "fps",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "solver",
-    "negative_prompt",
-    "context_scale",
-)
+_SHOWN_DEFAULTS = (*RESOLVED_FIELDS, "context_scale")
 
 
 def page_routes(config: RenderConfig) -> APIRouter:

@@ -5,12 +5,12 @@ A clip is an MP4 of ours, or a PNG, which counts as a clip of one frame.
 
 import io
 import math
-import tempfile
 from collections.abc import Sequence
 
 from PIL import Image
 
 from wan_ray.media.image import decode_image
+from wan_ray.media.source import local_file
 from wan_ray.media.video import probe, read_some_frames
 
 _THUMBNAIL_SIDE = 512
@@ -47,13 +47,11 @@ def _pictures(clip: bytes, suffix: str, *, max_frames: int, max_side: int) -> li
         picture = Image.fromarray(decode_image(clip, what="the clip"))
         picture.thumbnail((max_side, max_side))
         return [picture]
-    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
-        file.write(clip)
-        file.flush()
-        info = probe(file.name)
+    with local_file(clip, what="the clip") as path:
+        info = probe(path)
         scale = min(1, max_side / max(info.width, info.height))
         frames = read_some_frames(
-            file.name,
+            path,
             _spread(info.num_frames, max_frames),
             width=max(1, round(info.width * scale)),
             height=max(1, round(info.height * scale)),

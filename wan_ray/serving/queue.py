@@ -41,7 +41,7 @@ _MAX_TRIES = 3  # of a job whose workers die
 _PLACE_KEPT_S = 600.0  # for a job that was admitted to be stored and submitted, should its process end
 _RESCAN_S = 20.0
 _OTHERS_WAIT_S = 5.0  # for another queue to end a job that it has claimed, or to die
-_STORE_WAIT_S = (1.0, 5.0, 30.0)
+_STORE_WAIT_S = 1.0  # the store itself was patient for minutes
 _TELL_WAIT_S = (2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
 _STRANGER = "another worker has this job now"
 
@@ -204,9 +204,8 @@ class JobQueue:
         state = self._state
         if job.id in state.waiting or job.id in state.running or job.id in state.settling:
             return
-        item = read_row({**job.request, "id": job.id}, self._config, variant=job.model)
+        item = self._item(job)
         if item.request is None or item.request.variant not in self._lanes:
-            item = replace(item, name=job.id, id=job.id)
             if item.failure is None:
                 item = item.failed("queue", StageError("no model of this server renders it any more"))
             await self._commit(job, item)
@@ -255,7 +254,7 @@ class JobQueue:
         except ClipStoppedError as stopped:
             logger.info("stopped request_id=%s reason=%s", job.id, stopped)
         except StorageError as error:
-            again = _STORE_WAIT_S[min(entry.tries, len(_STORE_WAIT_S) - 1)]
+            again = _STORE_WAIT_S
             logger.warning("rendering again request_id=%s wait_s=%g reason=%s", job.id, again, error)
         except WanRayError as error:
             entry.tries += 1
@@ -283,9 +282,13 @@ class JobQueue:
         self._state.waiting.pop(job.id, None)
         if run := self._state.running.get(job.id):
             run.why = str(error)
-        item = read_row({**job.request, "id": job.id}, self._config, variant=job.model)
-        await self._commit(job, replace(item, name=job.id, id=job.id).failed("queue", error))
+        await self._commit(job, self._item(job).failed("queue", error))
         self._wake.set()
+
+    def _item(self, job: Job) -> Item:
+        """The job's row, under the job's name also where the row breaks a rule by now."""
+        item = read_row({**job.request, "id": job.id}, self._config, variant=job.model)
+        return replace(item, name=job.id, id=job.id)
 
     async def _commit(self, job: Job, item: Item) -> Record:
         """The job's one record: of this failed item, or the one it had."""

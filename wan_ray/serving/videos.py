@@ -8,24 +8,14 @@ from datetime import datetime
 from starlette.concurrency import run_in_threadpool
 
 from wan_ray.errors import QueueDownError
+from wan_ray.request import RESOLVED_FIELDS
 from wan_ray.serving.backend import Live
 from wan_ray.serving.jobs import Job, JobPage, why_failed
 from wan_ray.serving.schemas import JobError, Status, Video, VideoPage
 from wan_ray.serving.service import Service
 from wan_ray.storage.records import Record
 
-_SHOWN = (
-    "negative_prompt",
-    "seed",
-    "width",
-    "height",
-    "num_frames",
-    "fps",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "solver",
-)
+_SHOWN = (*RESOLVED_FIELDS, "seed")
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 

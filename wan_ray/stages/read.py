@@ -14,6 +14,7 @@ from wan_ray.media.check import MediaCheck
 from wan_ray.prompt.providers import check_extender
 from wan_ray.request import (
     FIELDS,
+    ParsedRow,
     ResolvedRequest,
     check_columns,
     choose_variant,
@@ -39,12 +40,7 @@ def read_row(
     variant: which of the config's models renders it; without, choose_variant says.
     """
     try:
-        parsed = parse_row(row, config.defaults)
-        models = [section for section in config.all_models if variant in (None, section.variant)]
-        variants = [get_variant(section.variant) for section in models]
-        chosen = choose_variant(parsed.request, variants)
-        preset = PRESETS.get(models[variants.index(chosen)].preset or "")
-        request = resolve(parsed.request, chosen, preset, extends=config.extend is not None)
+        parsed, request = parse_and_resolve(row, config, variant=variant)
     except RequestError as error:
         return refused(row, number, error)
     return Item(
@@ -56,6 +52,18 @@ def read_row(
         content=content_of(request),
         extra=parsed.extra,
     )
+
+
+def parse_and_resolve(
+    row: Mapping[str, object], config: RenderConfig, *, variant: str | None = None
+) -> tuple[ParsedRow, ResolvedRequest]:
+    """What a manifest row says, and what it comes to with the config's models and defaults; RequestError for a rule."""
+    parsed = parse_row(row, config.defaults)
+    models = [section for section in config.all_models if variant in (None, section.variant)]
+    variants = [get_variant(section.variant) for section in models]
+    chosen = choose_variant(parsed.request, variants)
+    preset = PRESETS.get(models[variants.index(chosen)].preset or "")
+    return parsed, resolve(parsed.request, chosen, preset, extends=config.extend is not None)
 
 
 def with_media_checked(item: Item, check: MediaCheck) -> Item:
