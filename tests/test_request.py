@@ -13,17 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from wan_ray.errors import RequestError
-from wan_ray.request import (
-    FIELDS,
-    RenderRequest,
-    check_columns,
-    content_id,
-    id_of,
-    parse_row,
-    resolve,
-    seed_from_id,
-    warnings_for,
-)
+from wan_ray.request import FIELDS, RenderRequest, check_columns, content_id, id_of, parse_row
+from wan_ray.resolved import resolve, seed_from_id, warnings_for
 from wan_ray.variants import TASK_DEFAULTS, get_variant
 
 GOLDENS = Path(__file__).parent / "goldens" / "a"
@@ -300,7 +291,8 @@ def test_a_request_made_in_python_has_the_id_and_seed_of_the_same_manifest_row()
 
 def test_ids_and_seeds_are_the_same_in_every_process():
     code = (
-        "from wan_ray.request import parse_row, seed_from_id;"
+        "from wan_ray.request import parse_row;"
+        "from wan_ray.resolved import seed_from_id;"
         "i = parse_row({'prompt': '雪夜', 'labels': {'b': '1', 'a': '2'}, 'z': {'k': [1.5, None]}}).request.id;"
         "print(i, seed_from_id(i))"
     )

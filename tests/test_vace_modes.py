@@ -8,7 +8,8 @@ from small_clips import HEIGHT, WIDTH, numbered, write_folder, write_mp4, write_
 
 from wan_ray.model.debug import write_debug_checkpoint
 from wan_ray.renderer import Renderer
-from wan_ray.request import RenderRequest, parse_row, resolve
+from wan_ray.request import RenderRequest, parse_row
+from wan_ray.resolved import resolve
 from wan_ray.stages.items import Item
 from wan_ray.stages.publish import make_record
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from wan_ray.errors import RequestError
-from wan_ray.request import RenderRequest, ResolvedRequest, content_of, parse_row, resolve
+from wan_ray.request import RenderRequest, parse_row
+from wan_ray.resolved import ResolvedRequest, content_of, resolve
 from wan_ray.stages.items import Item
 from wan_ray.vace_request import (
     BoxesMode,

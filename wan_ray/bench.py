@@ -35,7 +35,8 @@ from wan_ray.errors import ConfigError
 from wan_ray.model.debug import DebugSizes, write_debug_checkpoint
 from wan_ray.model.text_encoder import TextEncoderArchitecture
 from wan_ray.model.vae import VAEArchitecture
-from wan_ray.request import RenderRequest, ResolvedRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import ResolvedRequest, resolve
 from wan_ray.variants import DiTArchitecture, get_variant
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)

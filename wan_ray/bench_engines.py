@@ -18,7 +18,7 @@ from wan_ray.config import VideoSection
 from wan_ray.media.video import encode_mp4
 from wan_ray.model.checkpoint import find_checkpoint
 from wan_ray.renderer import Renderer
-from wan_ray.request import ResolvedRequest
+from wan_ray.resolved import ResolvedRequest
 from wan_ray.stages.denoise import draw_noise
 from wan_ray.stages.encode import EncodeStage
 from wan_ray.stages.items import Item

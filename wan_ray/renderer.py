@@ -11,7 +11,8 @@ from torch import Tensor
 
 from wan_ray.config import Device, DType, ModelSection
 from wan_ray.extend_section import ExtendSection
-from wan_ray.request import RenderRequest, ResolvedRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import ResolvedRequest, resolve
 from wan_ray.sampling.loop import OnStep
 from wan_ray.stages.decode import DecodeStage
 from wan_ray.stages.denoise import DenoiseStage

@@ -13,7 +13,7 @@ from wan_ray.config import RenderConfig, override_config
 from wan_ray.errors import ConfigError, RequestError, StorageError
 from wan_ray.media.image import decode_image
 from wan_ray.media.video import read_frames
-from wan_ray.request import ResolvedRequest
+from wan_ray.resolved import ResolvedRequest
 from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader
 from wan_ray.stages.publish import package_versions

@@ -1,14 +1,11 @@
-"""RenderRequest: one manifest row, and every rule about a row that holds for any model; resolve() adds the model's.
+"""RenderRequest: one manifest row, and every rule about a row that holds for any model; resolved.py adds the model's.
 
-A rule stands in one place (that of the column `vace` in vace_request.py) and says value, rule and fix. Below this
-module a request is trusted.
+A rule stands in one place (that of the column `vace` in vace_request.py) and says value, rule and fix.
 """
 
-import base64
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
@@ -25,8 +22,8 @@ from pydantic import (
 from wan_ray.columns import misspelt
 from wan_ray.errors import RequestError
 from wan_ray.row_values import Count, Media, Number, content_id, jsonable, map_of_pairs, plain, text_of_number
-from wan_ray.vace_request import VaceMode, inferred_mode, media_of, options_of, parse_vace
-from wan_ray.variants import TASK_DEFAULTS, Preset, Solver, Task, Variant
+from wan_ray.vace_request import VaceMode, parse_vace
+from wan_ray.variants import Solver, Task
 from wan_ray.wording import in_words
 
 MAX_PROMPT_CHARS = 5000
@@ -39,19 +36,7 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 T = TypeVar("T")
 Compat = Literal["released"]
 MEDIA_FIELDS = ("image", "last_image", "control_video", "mask_video", "reference_images")
-# What resolve() decides of how a clip is made, whatever the task.
-RESOLVED_FIELDS = (
-    "width",
-    "height",
-    "num_frames",
-    "fps",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "solver",
-    "negative_prompt",
-)
-_MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (must have, may have)
+MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (must have, may have)
     "t2v": ((), ()),
     "t2i": ((), ()),
     "i2v": (("image",), ()),
@@ -60,7 +45,7 @@ _MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (m
 }
 _UNFIT: dict[object, frozenset[str]] = {  # task -> fields whose defaults mean nothing to it
     task: frozenset(MEDIA_FIELDS).difference(*media) | (frozenset() if task == "vace" else {"context_scale"})
-    for task, media in _MEDIA_OF.items()
+    for task, media in MEDIA_OF.items()
 }
 
 
@@ -163,7 +148,7 @@ class RenderRequest(BaseModel):
     def _media_rules(self) -> list[str]:
         broken: list[str] = []
         given = [f for f in MEDIA_FIELDS if getattr(self, f)]
-        if not given and self.vace is None and not _MEDIA_OF[self.task][0]:
+        if not given and self.vace is None and not MEDIA_OF[self.task][0]:
             return broken
         if self.vace is not None and self.task == "vace":
             broken += self._vace_rules(self.vace, given)
@@ -172,7 +157,7 @@ class RenderRequest(BaseModel):
             # The released code drops a mask that comes alone.
             if self.mask_video and not self.control_video and self.compat is None:
                 broken.append("mask_video: without a control_video there is nothing to keep; give both or neither")
-            needed, optional, kind, name = *_MEDIA_OF[self.task], "task", self.task
+            needed, optional, kind, name = *MEDIA_OF[self.task], "task", self.task
         broken += [f"{f}: {kind} {name!r} needs one" for f in needed if f not in given]
         broken += [
             f"{f}: {kind} {name!r} takes none; leave it empty or change the {kind}"
@@ -195,37 +180,6 @@ class RenderRequest(BaseModel):
 
 FIELDS = tuple(RenderRequest.model_fields)
 _FIELD_SET = frozenset(FIELDS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedRequest:
-    """A request with every default filled in for one model.
-
-    width and height are 0 where a first image will decide them, fps where a video may; media holds paths, URLs and
-    data URLs by field. vace: the options of its mode, but for the sources among them, which are in media.
-    extend_prompt: the prompt is to be rewritten, or was.
-    """
-
-    id: str
-    variant: str
-    task: Task
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_frames: int
-    fps: float
-    num_inference_steps: int
-    guidance_scale: float
-    flow_shift: float
-    solver: Solver
-    seed: int
-    context_scale: float
-    labels: Mapping[str, str]
-    media: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    vace: Mapping[str, JsonValue] = field(default_factory=dict)
-    compat: Compat | None = None
-    extend_prompt: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,123 +235,3 @@ def id_of(row: Mapping[str, object]) -> str | None:
     """The id that a row gives, as text; None when it gives none. It may break the rules of an id."""
     value = text_of_number(plain(row.get("id")))
     return None if value is None else str(value)
-
-
-def content_of(request: ResolvedRequest) -> str:
-    """16 hex digits that change with all that a clip follows from but its id, the weights and what lies at its media.
-
-    What is empty does not count, so that a field that is added later changes no row that leaves it empty.
-    """
-    told = {name: value for name, value in vars(request).items() if value and name not in ("id", "labels")}
-    # repr() is the fastest: a plan of a million rows makes as many.
-    return hashlib.sha256(f"{told!r}{sorted(request.labels.items())!r}".encode()).hexdigest()[:16]
-
-
-def seed_from_id(request_id: str) -> int:
-    """A seed below 2**53 (exact in JSON) that depends on the id alone."""
-    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") >> 11
-
-
-def choose_variant(request: RenderRequest, variants: Sequence[Variant]) -> Variant:
-    """The first that renders the task and was trained at the size; else the first that renders it at all.
-
-    RequestError when none renders the task.
-    """
-    able = [variant for variant in variants if request.task in variant.tasks]
-    if not able:
-        known = "; ".join(f"{variant.name} renders {', '.join(variant.tasks)}" for variant in variants)
-        raise RequestError(f"task: no model of this run renders {request.task!r}: {known}; add one or drop the row")
-    return next((v for v in able if (request.width, request.height) in v.sizes), able[0])
-
-
-def resolve(
-    request: RenderRequest, variant: Variant, preset: Preset | None = None, *, extends: bool = False
-) -> ResolvedRequest:
-    """Fill in what preset, task and model decide; RequestError when this model cannot render it.
-
-    extends: whether there is an extender for rows that ask for one.
-    """
-    if request.task not in variant.tasks:
-        choose_variant(request, [variant])
-    if request.extend_prompt and not extends:
-        raise RequestError(
-            "extend_prompt: true, but no prompt extender is configured; add `extend` to the config, or extend the "
-            "prompts beforehand with `wan-ray extend`"
-        )
-    default = TASK_DEFAULTS[request.task]
-    sampler = preset or default
-    flow_shift = sampler.flow_shift if preset or variant.flow_shift is None else variant.flow_shift
-    shaped_by_image = "image" in _MEDIA_OF[request.task][0]
-    width, height = (0, 0) if shaped_by_image else variant.sizes[0]
-    width, height = request.width or width, request.height or height
-    if width * height > variant.max_pixels:
-        raise RequestError(
-            f"width={width}, height={height}: {width * height} pixels are more than {variant.name}'s "
-            f"{variant.max_pixels}; make it smaller, e.g. {_sizes(variant)}"
-        )
-    num_frames = _or(request.num_frames, default.num_frames)
-    media, vace = _media(request), {}
-    if request.task == "vace":
-        mode = request.vace or inferred_mode(media)
-        mode.check_fits(width=width, height=height, num_frames=num_frames)
-        vace = options_of(mode)
-    # A source slower than the usual rate is followed; the released code writes that rate for any.
-    follows = request.compat is None and any(name in media for name in ("control_video", "first", "last"))
-    request_id = request.id or content_id(request.model_dump(exclude_defaults=True))
-    return ResolvedRequest(
-        id=request_id,
-        variant=variant.name,
-        task=request.task,
-        prompt=request.prompt,
-        negative_prompt=_or(request.negative_prompt, default.negative_prompt),
-        width=width,
-        height=height,
-        num_frames=num_frames,
-        fps=_or(request.fps, 0.0 if follows else default.fps),
-        num_inference_steps=_or(request.num_inference_steps, sampler.num_inference_steps),
-        guidance_scale=_or(request.guidance_scale, sampler.guidance_scale),
-        flow_shift=_or(request.flow_shift, flow_shift),
-        solver=request.solver or sampler.solver,
-        seed=_or(request.seed, seed_from_id(request_id)),
-        context_scale=_or(request.context_scale, 1.0),
-        labels=request.labels,
-        media=media,
-        vace=vace,
-        compat=request.compat,
-        extend_prompt=request.extend_prompt,
-    )
-
-
-def _media(request: RenderRequest) -> dict[str, list[str]]:
-    sources = {name: value for name in MEDIA_FIELDS if (value := getattr(request, name))}
-    if request.vace is not None:
-        sources |= media_of(request.vace)
-    return {name: _sources(value) for name, value in sources.items()}
-
-
-def _sources(value: str | bytes | list[str | bytes]) -> list[str]:
-    """Media as text: bytes become data URLs."""
-    return [
-        one if isinstance(one, str) else "data:application/octet-stream;base64," + base64.b64encode(one).decode()
-        for one in (value if isinstance(value, list) else [value])
-    ]
-
-
-def warnings_for(request: ResolvedRequest, variant: Variant) -> list[str]:
-    """What is allowed but outside of what the model was trained for."""
-    found = []
-    if request.width and (request.width, request.height) not in variant.sizes and variant.architecture is not None:
-        found.append(f"size {request.width}x{request.height} is outside {variant.name}'s trained {_sizes(variant)}")
-    if request.num_frames > 81:
-        found.append(f"num_frames {request.num_frames} is more than the 81 that Wan2.1 was trained on")
-    if "mask_video" in request.media and "control_video" not in request.media:
-        found.append("a mask_video without a control_video is dropped, as in the released code")
-    return found
-
-
-def _sizes(variant: Variant) -> str:
-    return ", ".join(f"{w}x{h}" for w, h in variant.sizes)
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value

@@ -16,7 +16,7 @@ from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.debug import DebugSizes, Kind, random_tensor
 from wan_ray.model.dit import DiT
 from wan_ray.model.weights import shapes_of
-from wan_ray.request import ResolvedRequest
+from wan_ray.resolved import ResolvedRequest
 from wan_ray.stages.denoise import latent_shape
 from wan_ray.stages.items import Item
 

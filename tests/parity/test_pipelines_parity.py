@@ -20,7 +20,8 @@ from wan_ray.config import ModelSection
 from wan_ray.model.debug import write_debug_checkpoint
 from wan_ray.model.image_encoder import IMAGE_ENCODER_FILE
 from wan_ray.model.key_maps import image_encoder_names_from_released
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.stages.denoise import draw_noise
 from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader

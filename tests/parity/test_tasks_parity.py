@@ -18,7 +18,8 @@ from wan_ray.model.conditioning import vace_context
 from wan_ray.model.debug import write_debug_checkpoint
 from wan_ray.model.dit import DiT
 from wan_ray.model.weights import shapes_of
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader
 from wan_ray.variants import get_variant

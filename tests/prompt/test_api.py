@@ -224,7 +224,8 @@ def test_a_redirect_is_not_followed_with_the_key(server: LlmServer, section_of: 
 PROGRAM = """
 import json, sys
 from wan_ray.extend_section import ExtendSection
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.stages.extend import ExtendStage
 from wan_ray.stages.items import Item
 from wan_ray.storage.blob import Store

@@ -7,7 +7,8 @@ import pytest
 from asking import item_of, section_of, server
 
 from wan_ray.config import ModelSection, VideoSection
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.stages.decode import DecodeStage
 from wan_ray.stages.denoise import DenoiseStage
 from wan_ray.stages.encode import EncodeStage

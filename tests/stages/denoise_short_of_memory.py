@@ -13,7 +13,8 @@ from little_memory import Told, at_most_more
 
 from wan_ray.config import ModelSection
 from wan_ray.errors import OutOfMemoryError
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader
 from wan_ray.variants import get_variant

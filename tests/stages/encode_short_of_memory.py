@@ -14,7 +14,8 @@ from PIL import Image
 
 from wan_ray.config import ModelSection
 from wan_ray.model.debug import write_debug_checkpoint
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader
 from wan_ray.variants import get_variant

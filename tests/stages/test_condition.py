@@ -12,7 +12,8 @@ from wan_ray.config import ModelSection
 from wan_ray.model.conditioning import first_frame_condition
 from wan_ray.model.debug import write_debug_checkpoint
 from wan_ray.model.image_encoder import encode_image
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.stages.condition import as_tensor
 from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader

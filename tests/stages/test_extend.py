@@ -11,7 +11,8 @@ from PIL import Image
 
 from wan_ray.errors import ExtenderError, RequestError
 from wan_ray.extend_section import ExtendSection
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.stages.extend import ExtendStage, fill
 from wan_ray.stages.items import Item
 from wan_ray.stages.publish import make_record

@@ -12,7 +12,8 @@ from wan_ray.prompt.dashscope import DashScope
 from wan_ray.prompt.openai_compatible import OpenAICompatible
 from wan_ray.prompt.pace import Breaker, Pace
 from wan_ray.prompt.providers import service_of
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.stages.extend import ExtendStage
 from wan_ray.stages.items import Item
 from wan_ray.variants import get_variant

@@ -12,7 +12,8 @@ from PIL import Image
 
 from wan_ray.media.vace_row import VaceRow, read_vace_row
 from wan_ray.media.video import encode_mp4
-from wan_ray.request import RenderRequest, resolve
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
 from wan_ray.variants import get_variant
 
 WIDTH, HEIGHT = 96, 64

@@ -28,7 +28,7 @@ from wan_ray.media.vace_inputs import (
     references_only,
     with_references,
 )
-from wan_ray.request import ResolvedRequest
+from wan_ray.resolved import ResolvedRequest
 from wan_ray.vace_request import (
     BoxesMode,
     ControlMode,

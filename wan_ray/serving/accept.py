@@ -10,7 +10,8 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from wan_ray.errors import JobNotFoundError, QueueDownError, RequestError
-from wan_ray.request import MEDIA_FIELDS, RESOLVED_FIELDS, RenderRequest, ResolvedRequest, seed_from_id
+from wan_ray.request import MEDIA_FIELDS, RenderRequest
+from wan_ray.resolved import RESOLVED_FIELDS, ResolvedRequest, seed_from_id
 from wan_ray.serving.api_error import ApiError
 from wan_ray.serving.backend import Backend
 from wan_ray.serving.fields import Wish

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from wan_ray.config import RenderConfig
-from wan_ray.request import MAX_PROMPT_CHARS, MAX_SEED, RESOLVED_FIELDS, ResolvedRequest
+from wan_ray.request import MAX_PROMPT_CHARS, MAX_SEED
+from wan_ray.resolved import RESOLVED_FIELDS, ResolvedRequest
 from wan_ray.serving.service import Owner, Serving
 from wan_ray.stages.read import read_row
 from wan_ray.variants import Task, get_variant

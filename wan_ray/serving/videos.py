@@ -8,7 +8,7 @@ from datetime import datetime
 from starlette.concurrency import run_in_threadpool
 
 from wan_ray.errors import QueueDownError
-from wan_ray.request import RESOLVED_FIELDS
+from wan_ray.resolved import RESOLVED_FIELDS
 from wan_ray.serving.backend import Live
 from wan_ray.serving.jobs import Job, JobPage, why_failed
 from wan_ray.serving.schemas import JobError, Status, Video, VideoPage

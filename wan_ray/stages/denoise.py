@@ -19,7 +19,7 @@ from wan_ray.parallel.offload import Offload, Weights
 from wan_ray.parallel.process_group import Groups
 from wan_ray.parallel.sequence import Attention, SequenceParallel, exchange_passes
 from wan_ray.parallel.xfuser_usp import Strategy, choose_attention
-from wan_ray.request import ResolvedRequest
+from wan_ray.resolved import ResolvedRequest
 from wan_ray.sampling.loop import OnStep, Velocity, denoise, guide, guided
 from wan_ray.sampling.state import Progress
 from wan_ray.stages.items import Item

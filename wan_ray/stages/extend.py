@@ -17,7 +17,8 @@ from wan_ray.prompt.checks import Truth, broken, cleaned, truths_of
 from wan_ray.prompt.extender import Extender, Messages, Picture, Reply
 from wan_ray.prompt.providers import make_extender
 from wan_ray.prompt.templates import Brief, build_messages, corrected, is_chinese
-from wan_ray.request import MAX_PROMPT_CHARS, ResolvedRequest
+from wan_ray.request import MAX_PROMPT_CHARS
+from wan_ray.resolved import ResolvedRequest
 from wan_ray.stages.items import Item
 from wan_ray.storage.blob import Store
 from wan_ray.storage.prompts import KeptReply, PromptCache

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self, TypedDict
 
 from pydantic import JsonValue
 
-from wan_ray.request import ResolvedRequest
+from wan_ray.resolved import ResolvedRequest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,20 +12,8 @@ from wan_ray.costs.bucket import Bucket
 from wan_ray.errors import ConfigError, RequestError, StageError, StorageError
 from wan_ray.media.check import MediaCheck
 from wan_ray.prompt.providers import check_extender
-from wan_ray.request import (
-    FIELDS,
-    ParsedRow,
-    ResolvedRequest,
-    check_columns,
-    choose_variant,
-    content_id,
-    content_of,
-    extra_values,
-    id_of,
-    parse_row,
-    resolve,
-    warnings_for,
-)
+from wan_ray.request import FIELDS, ParsedRow, check_columns, content_id, extra_values, id_of, parse_row
+from wan_ray.resolved import ResolvedRequest, choose_variant, content_of, resolve, warnings_for
 from wan_ray.stages.items import Item
 from wan_ray.storage.manifest import Manifest
 from wan_ray.storage.paths import file_stem
