@@ -14,7 +14,7 @@ from wan_ray.costs.bucket import Bucket
 from wan_ray.costs.hardware import GPUS
 from wan_ray.costs.memory import decode_memory, denoise_memory, encode_memory
 from wan_ray.degrees import Degrees
-from wan_ray.stages.read import plan_manifest
+from wan_ray.stages.planning import plan_manifest
 from wan_ray.variants import VARIANTS
 
 FILES = sorted(file for file in (Path(__file__).parents[1] / "configs").glob("*.yaml") if file.stem != "debug")

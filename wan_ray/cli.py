@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from wan_ray.config import RenderConfig, load_config
 from wan_ray.errors import ConfigError, WanRayError
-from wan_ray.stages.read import Plan, plan_manifest
+from wan_ray.stages.planning import Plan, plan_manifest
 
 OK, STOPPED, INVALID, SOME_FAILED = 0, 1, 2, 3
 INTERRUPTED = 128 + signal.SIGINT

@@ -8,7 +8,7 @@ from wan_ray.costs.layout import has_costs
 from wan_ray.costs.memory import GB
 from wan_ray.costs.run import ModelEstimate, RunEstimate, ShapeEstimate, estimate_run
 from wan_ray.report.figures import duration, figure
-from wan_ray.stages.read import Plan
+from wan_ray.stages.planning import Plan
 
 _HINT = "for time, GPU-hours and money add the GPUs to the config, e.g. hardware: {gpu: H100-80GB, num_gpus: 8}"
 _WORTH_TELLING = 0.01  # of a run's time

@@ -20,7 +20,7 @@ from ray.core.generated import autoscaler_pb2
 from wan_ray.config import RenderConfig
 from wan_ray.graph.board import Snapshot
 from wan_ray.graph.run import render
-from wan_ray.stages.read import plan_manifest
+from wan_ray.stages.planning import plan_manifest
 
 _MEMORY = 80_000_000
 _PREEMPTION = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")

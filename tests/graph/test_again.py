@@ -17,7 +17,7 @@ from wan_ray.cli import INTERRUPTED, INVALID, OK, SOME_FAILED, STOPPED, main
 from wan_ray.config import RenderConfig
 from wan_ray.graph.run import render as render_run
 from wan_ray.replay import replay
-from wan_ray.stages.read import plan_manifest
+from wan_ray.stages.planning import plan_manifest
 from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
 from wan_ray.storage.index import read_index

@@ -18,7 +18,7 @@ from wan_ray.graph.leader import Denoise
 from wan_ray.graph.operator import without_tensors
 from wan_ray.graph.rank import Rank
 from wan_ray.stages.items import Row
-from wan_ray.stages.read import plan_manifest
+from wan_ray.stages.planning import plan_manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(590)]
 

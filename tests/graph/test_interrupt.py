@@ -36,7 +36,7 @@ def test_an_interrupted_clip_goes_on_where_it_was_on_a_gang_of_another_layout(
     from wan_ray import Renderer, RenderRequest
     from wan_ray.graph.run import render
     from wan_ray.media.video import encode_mp4
-    from wan_ray.stages.read import plan_manifest
+    from wan_ray.stages.planning import plan_manifest
 
     row = {"id": "long", "prompt": "A road", "num_inference_steps": NUM_STEPS, "num_frames": 13}
     write_manifest(tmp_path / "manifest.parquet", [row])

@@ -19,7 +19,7 @@ from llm_server import LlmServer, llm_server
 from observers import Nobody
 
 from wan_ray.config import RenderConfig
-from wan_ray.stages.read import plan_manifest
+from wan_ray.stages.planning import plan_manifest
 from wan_ray.storage.blob import Store
 from wan_ray.storage.records import RecordStore
 

@@ -4,7 +4,7 @@ import pytest
 
 from wan_ray.errors import ConfigError
 from wan_ray.stages.agenda import Again, attempts_due
-from wan_ray.stages.read import Plan
+from wan_ray.stages.planning import Plan
 from wan_ray.storage.index import Indexed
 
 

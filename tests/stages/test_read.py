@@ -10,7 +10,8 @@ import pytest
 
 from wan_ray.config import ModelSection, RenderConfig
 from wan_ray.errors import ConfigError
-from wan_ray.stages.read import open_manifest, plan_manifest, read_pending, read_row
+from wan_ray.stages.planning import plan_manifest
+from wan_ray.stages.read import open_manifest, read_pending, read_row
 from wan_ray.storage.manifest import Manifest
 
 NUM_SPEED_ROWS = 20_000
@@ -246,7 +247,7 @@ def test_planning_loads_neither_torch_nor_ray(config_of):
     code = (
         "import sys, json, wan_ray\n"
         "from wan_ray.config import RenderConfig\n"
-        "from wan_ray.stages.read import plan_manifest\n"
+        "from wan_ray.stages.planning import plan_manifest\n"
         "plan = plan_manifest(RenderConfig.model_validate_json(sys.argv[1]))\n"
         "loaded = {'torch', 'ray', 'transformers', 'tokenizers', 'safetensors'} & set(sys.modules)\n"
         "print(json.dumps([len(plan.refused), sorted(loaded)]))"

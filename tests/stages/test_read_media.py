@@ -18,8 +18,9 @@ from wan_ray.request import RenderRequest
 from wan_ray.resolved import resolve
 from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader
+from wan_ray.stages.planning import plan_manifest
 from wan_ray.stages.publish import make_record
-from wan_ray.stages.read import open_manifest, plan_manifest, read_pending, read_row, with_media_checked
+from wan_ray.stages.read import open_manifest, read_pending, read_row, with_media_checked
 from wan_ray.variants import get_variant
 
 

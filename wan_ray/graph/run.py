@@ -20,8 +20,8 @@ from wan_ray.graph.observer import Observer
 from wan_ray.graph.offline import new_board, new_run_id, rendered, stopped_by_ray
 from wan_ray.graph.placement import check_fit, check_weights
 from wan_ray.stages.agenda import Again, attempts_due
+from wan_ray.stages.planning import Plan
 from wan_ray.stages.publish import PublishStage, package_versions
-from wan_ray.stages.read import Plan
 from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
 from wan_ray.storage.index import Indexed, IndexWriter, indexed_records, rendered_with

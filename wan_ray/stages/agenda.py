@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from wan_ray.errors import ConfigError
-from wan_ray.stages.read import Plan
+from wan_ray.stages.planning import Plan
 from wan_ray.storage.index import Indexed
 
 _SHOWN = 5

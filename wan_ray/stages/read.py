@@ -1,19 +1,14 @@
-"""Read: manifest rows become items; a row that breaks a rule becomes a failed item. plan_manifest looks at all rows."""
+"""Read: manifest rows become items; a row that breaks a rule becomes a failed item."""
 
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-
-import pyarrow as pa
 
 from wan_ray.config import RenderConfig
 from wan_ray.costs.bucket import Bucket
 from wan_ray.errors import ConfigError, RequestError, StageError, StorageError
 from wan_ray.media.check import MediaCheck
-from wan_ray.prompt.providers import check_extender
-from wan_ray.request import FIELDS, ParsedRow, check_columns, content_id, extra_values, id_of, parse_row
-from wan_ray.resolved import ResolvedRequest, choose_variant, content_of, resolve, warnings_for
+from wan_ray.request import ParsedRow, check_columns, content_id, extra_values, id_of, parse_row
+from wan_ray.resolved import ResolvedRequest, choose_variant, content_of, resolve
 from wan_ray.stages.items import Item
 from wan_ray.storage.manifest import Manifest
 from wan_ray.storage.paths import file_stem
@@ -88,64 +83,6 @@ def refused(row: Mapping[str, object], number: int | None, error: RequestError) 
     ).failed("read", error)
 
 
-@dataclass(kw_only=True)
-class Plan:
-    """What a manifest asks for. names, contents: of the records, by row number. refused: the rows that break a rule.
-
-    bucket_of_row: by row number, the position in buckets counted from 1; 0 is a refused row. buckets count rows by
-    shape, which is what work they are; warnings count what is allowed but unusual.
-    """
-
-    names: list[str] = field(default_factory=list)
-    contents: list[str | None] = field(default_factory=list)
-    bucket_of_row: "array[int]" = field(default_factory=lambda: array("I"))
-    refused: list[Item] = field(default_factory=list)
-    buckets: Counter[Bucket] = field(default_factory=Counter)
-    warnings: Counter[str] = field(default_factory=Counter)
-    extra_columns: dict[str, str] = field(default_factory=dict)
-
-
-def plan_manifest(config: RenderConfig, *, limit: int | None = None) -> Plan:
-    """Check every row (the first `limit`), without any model; ConfigError when the manifest as a whole is wrong,
-    or prompts are to be extended and the key for it is missing.
-
-    Images and videos are not opened, so that a million rows are planned in a minute.
-    """
-    manifest = open_manifest(config)
-    plan = Plan(extra_columns=_extra_columns(manifest))
-    extends = False
-    first_row_of: dict[str, int] = {}
-    positions: dict[Bucket, int] = {}
-    for number, row in manifest.rows():
-        if limit is not None and number >= limit:
-            break
-        item = read_row(row, config, number=number)
-        if item.request is not None and item.id in first_row_of:
-            item = refused(row, number, _repeats(row, first_row_of[item.id]))
-        plan.names.append(item.name)
-        plan.contents.append(item.content)
-        if item.request is None:
-            plan.refused.append(item)
-            plan.bucket_of_row.append(0)
-            continue
-        first_row_of[item.id] = number
-        extends = extends or item.request.extend_prompt
-        bucket = bucket_of(item.request)
-        plan.buckets[bucket] += 1
-        plan.bucket_of_row.append(positions.setdefault(bucket, len(positions) + 1))
-        plan.warnings.update(warnings_for(item.request, get_variant(item.request.variant)))
-    if extends and config.extend is not None:
-        check_extender(config.extend)
-    return plan
-
-
-def _repeats(row: Mapping[str, object], first: int) -> RequestError:
-    given = id_of(row)
-    if given is None:
-        return RequestError(f"id: none, and the content is row {first}'s; drop one of them, or give each an id")
-    return RequestError(f"id: {given!r} is row {first}'s already; give every row another id")
-
-
 def open_manifest(config: RenderConfig) -> Manifest:
     """The config's manifest; ConfigError when there is none, or a column is a misspelt one of ours."""
     if config.manifest is None:
@@ -187,13 +124,3 @@ def bucket_of(request: ResolvedRequest) -> Bucket:
         num_passes=1 if request.guidance_scale == 1 else 2,
         num_references=len(request.media.get("reference_images", ())),
     )
-
-
-def _extra_columns(manifest: Manifest) -> dict[str, str]:
-    """Columns that are not ours and what the index stores them as; nested values become JSON text."""
-    tests = (("bool", pa.types.is_boolean), ("int", pa.types.is_integer), ("float", pa.types.is_floating))
-    return {
-        column.name: next((kind for kind, test in tests if test(column.type)), "str")
-        for column in manifest.schema
-        if column.name not in FIELDS
-    }

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import cast
@@ -27,6 +27,27 @@ class Shard:
     row_group: int
     first_row: int
     num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowBatch:
+    """About a thousand rows of one file, numbered from first_row, as Arrow holds them; cheap to pickle."""
+
+    first_row: int
+    values: pa.RecordBatch
+    place: str
+
+    def rows(self) -> Iterator[tuple[int, dict[str, object]]]:
+        """Row numbers and rows; ConfigError when a value is not sound."""
+        with failing_as(ConfigError, f"{self.place} holds a value that is not sound"):
+            columns = [_values(column) for column in self.values.columns]
+        for number, values in enumerate(zip(*columns, strict=True), self.first_row):
+            yield number, dict(zip(self.values.schema.names, values, strict=True))
+
+    def row(self, number: int) -> dict[str, object]:
+        """The row of that number, which is one of the batch's."""
+        alone = replace(self, first_row=number, values=self.values.slice(number - self.first_row, 1))
+        return next(alone.rows())[1]
 
 
 class Manifest:
@@ -56,19 +77,31 @@ class Manifest:
         return list(self._shards)
 
     def rows(self, shards: Iterable[Shard] | None = None) -> Iterator[tuple[int, dict[str, object]]]:
-        """Row numbers and rows of the shards (all of them when None), holding about a thousand rows at a time.
+        """Row numbers and rows of the shards (all of them when None).
 
         A row has the columns of its own file; a map column is a dict. StorageError when reading fails midway.
         """
+        for batch in self.batches(shards):
+            yield from batch.rows()
+
+    def batches(self, shards: Iterable[Shard] | None = None, *, limit: int | None = None) -> Iterator[RowBatch]:
+        """The rows of the shards (all of them when None), the first `limit` of these; one batch is held at a time."""
+        left = self.num_rows if limit is None else max(limit, 0)
         for file, group in groupby(self._shards if shards is None else shards, attrgetter("file")):
+            if left == 0:
+                return
             with failing_as(StorageError, f"cannot open {file!r}"):
                 opened = self._filesystem.open(file, "rb")
             with opened:
                 with failing_as(StorageError, f"cannot read {file!r}"):
                     # A buffer instead of pre_buffer: a row group may be larger than the memory to read it in.
                     parquet = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-                for shard in group:
-                    yield from _numbered_rows(parquet, shard)
+                for batch in _batches(parquet, group):
+                    if left == 0:
+                        return
+                    wanted = batch.values.slice(0, left)
+                    left -= len(wanted)
+                    yield replace(batch, values=wanted)
 
     def _find(self, path: str) -> list[str]:
         if not self._filesystem.exists(path):
@@ -120,24 +153,17 @@ def _is_data(path_in_folder: str) -> bool:
     return path_in_folder.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
 
 
-def _numbered_rows(parquet: pq.ParquetFile, shard: Shard) -> Iterator[tuple[int, dict[str, object]]]:
-    number = shard.first_row
-    for batch in _batches(parquet, shard):
-        with failing_as(ConfigError, f"row group {shard.row_group} of {shard.file!r} holds a value that is not sound"):
-            columns = [_values(column) for column in batch.columns]
-        for values in zip(*columns, strict=True):
-            yield number, dict(zip(batch.schema.names, values, strict=True))
-            number += 1
-
-
-def _batches(parquet: pq.ParquetFile, shard: Shard) -> Iterator[pa.RecordBatch]:
-    batches = parquet.iter_batches(_BATCH_ROWS, row_groups=[shard.row_group])
-    while True:
-        with failing_as(StorageError, f"cannot read row group {shard.row_group} of {shard.file!r}"):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+def _batches(parquet: pq.ParquetFile, shards: Iterable[Shard]) -> Iterator[RowBatch]:
+    for shard in shards:
+        place, number = f"row group {shard.row_group} of {shard.file!r}", shard.first_row
+        batches = parquet.iter_batches(_BATCH_ROWS, row_groups=[shard.row_group])
+        while True:
+            with failing_as(StorageError, f"cannot read {place}"):
+                values = next(batches, None)
+            if values is None:
+                break
+            yield RowBatch(first_row=number, values=values, place=place)
+            number += len(values)
 
 
 def _values(column: pa.Array) -> list[object]:
