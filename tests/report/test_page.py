@@ -97,6 +97,9 @@ def test_the_page_holds_everything_and_asks_for_nothing(written, record, clip):
         "<E>",
         "torch 2.9.0",
         "GPU-hours",
+        # 60 s of denoising between the first clip's start, 23.6 s before its record, and the last record of work.
+        "denoise194%",
+        "denoise bounds the run",
     ):
         assert wanted in text
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f]", text)

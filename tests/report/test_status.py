@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from wan_ray.config import RenderConfig
 from wan_ray.errors import StorageError
 from wan_ray.report.status import as_json, as_text, read_status
 from wan_ray.storage.blob import Store
@@ -34,6 +35,11 @@ def test_a_finished_run_in_words(written, record):
         "                    clips/hour    s/clip  GPU-s/clip",
         "last run                  51.4        70          60",
         "",
+        # The first row's 70 s began at once; 8 x 60 of 560 s are 86 %.
+        "workers at work in the 9 min after 0 s of start-up: encode 1% of 1, denoise 86% of 1, decode 13% of 1",
+        "no stage was at work all the time: the workers of denoise, which was most, were loading, lost, fewer than 1, "
+        "or out of rows at the end",
+        "",
         "labels",
         "  weather: rain 8",
         "",
@@ -41,6 +47,22 @@ def test_a_finished_run_in_words(written, record):
         "       2 x StageError at denoise: rank # died",
         "           e.g. row 90, id f0: rank 0 died",
     ]
+
+
+def test_the_stage_that_all_others_wait_for_is_named(written, record):
+    # Three rows by two gangs; the only decoder works without a break from 20 s on, when the first row is denoised.
+    seconds = {"encode": 1.0, "denoise": 19.0, "decode": 30.0}
+    config = RenderConfig.model_validate(
+        {"model": {"variant": "t2v-1.3B", "checkpoint": "/m"}, "stages": {"denoise": {"replicas": 2}}}
+    )
+    at = [15 + 20 + 30 * (i + 1) for i in range(20)]
+    output = written([record(f"c{i}", at=t, seconds=seconds) for i, t in enumerate(at)], config=config.model_dump())
+    found = read_status(output).at_work
+    assert (found.start_up_s, found.over_s) == (15, 620)
+    shares = {stage.stage: (stage.workers, round(stage.share, 3)) for stage in found.stages}
+    assert shares == {"encode": (1, 0.032), "denoise": (2, 0.306), "decode": (1, 0.968)}
+    assert found.verdict.startswith("decode bounds the run")
+    assert json.loads(as_json(read_status(output)))["at_work"]["stages"][2]["share"] == pytest.approx(600 / 620)
 
 
 def test_a_living_run_says_how_long_it_will_take(written, record):

@@ -12,7 +12,7 @@ import numpy as np
 from wan_ray.errors import StorageError
 from wan_ray.report.clips import ClipStrip, clip_strips
 from wan_ray.report.counts import MAX_LABEL_VALUES, Cause, LabelCounts
-from wan_ray.report.figures import figure, moment
+from wan_ray.report.figures import duration, figure, moment
 from wan_ray.report.pace import timeline
 from wan_ray.report.plots import Axis, Bar, bars, boxes, columns, line
 from wan_ray.report.rows import STAGES
@@ -109,6 +109,13 @@ def _work(status: Status) -> Iterator[str]:
     values = steps.gpu_seconds_per_clip if on_gpus else steps.seconds_per_clip
     yield _card(f"<h3>{title}</h3>" + line("cost", title, axis, values.tolist()))
     yield from _stages(table)
+    if (found := status.at_work) is not None:
+        shares = [[stage.stage, f"{stage.workers}", f"{stage.share:.0%}"] for stage in found.stages]
+        title = (
+            f"Workers at work in the last run, {duration(found.over_s)} after {duration(found.start_up_s)} of start-up"
+        )
+        heads = ("stage", "workers", "share of their time")
+        yield _card(f"<h3>{title}</h3>" + _table(heads, shares, numbers=2) + f"<p>{_text(found.verdict)}</p>")
 
 
 def _stages(table: np.ndarray) -> Iterator[str]:

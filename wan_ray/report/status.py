@@ -10,6 +10,7 @@ from datetime import datetime
 import numpy as np
 
 from wan_ray.errors import StorageError
+from wan_ray.report.at_work import AtWork, at_work
 from wan_ray.report.counts import MAX_LABEL_VALUES, Counts, LabelCounts, count
 from wan_ray.report.figures import duration, figure, moment
 from wan_ray.report.pace import Pace, RunPace, pace, run_pace
@@ -29,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # ids and labels are anything, a
 class Status:
     """rows: one entry per record. all_runs: means over every record, in no time that could be told.
 
-    pace: since the last run began, None before its first record. at_s: Unix time of this look. is_running: whether the
+    pace, at_work: of the last run, None before its first record. at_s: Unix time of this look. is_running: whether the
     last run is at work now.
     """
 
@@ -39,6 +40,7 @@ class Status:
     rows: Rows
     counts: Counts
     pace: RunPace | None
+    at_work: AtWork | None
     all_runs: Pace
     is_running: bool
 
@@ -73,7 +75,8 @@ def read_status(output: str) -> Status:
         return rows, count(store, rows)
 
     rows, counts = while_parts_stay(store, read)
-    pending = runs[-1].get("num_pending")
+    pending, started = runs[-1].get("num_pending"), started_s(runs[-1])
+    since = rows.table[np.searchsorted(rows.table["time_s"], started) :]
     return Status(
         output=store.location(""),
         at_s=time.time(),
@@ -82,9 +85,10 @@ def read_status(output: str) -> Status:
         counts=counts,
         pace=run_pace(
             rows.table,
-            started_s=started_s(runs[-1]),
+            started_s=started,
             num_pending=pending if isinstance(pending, int) else None,
         ),
+        at_work=at_work(runs[-1], since, started_s=started),
         all_runs=pace(rows.table, 0.0),
         is_running=runs[-1]["status"] == "running" and runs[-1]["run_id"] in living_runs(store),
     )
@@ -142,6 +146,7 @@ def as_json(status: Status) -> str:
         "at": status.at_s,
         "last_record_at": status.pace and status.pace.last_s,
         "ends_at": status.end_s,
+        "at_work": status.at_work and asdict(status.at_work),
         "pace": {name: {**asdict(p), "clips_per_hour": p.clips_per_hour} for name, p in _named_paces(status)},
         "labels": {key: _label_json(values) for key, values in status.counts.labels.items()},
         "failures": [
@@ -177,6 +182,8 @@ def _lines(status: Status) -> Iterator[str]:
     for name, of in paces(status):
         cells = (of.clips_per_hour, of.seconds_per_clip, of.gpu_seconds_per_clip)
         yield "{:<18}{:>12}{:>10}{:>12}".format(name, *map(figure, cells))
+    if status.at_work:
+        yield from _at_work(status.at_work)
     if status.counts.labels:
         yield from ("", "labels")
     for key, values in status.counts.labels.items():
@@ -189,6 +196,13 @@ def _lines(status: Status) -> Iterator[str]:
             yield f"{'':>11}e.g. row {cause.row}, id {cause.id}: {cause.message}"
     if len(status.counts.causes) > _SHOWN_CAUSES:
         yield f"{'':>11}and {len(status.counts.causes) - _SHOWN_CAUSES} more causes"
+
+
+def _at_work(found: AtWork) -> Iterator[str]:
+    workers = ", ".join(f"{stage.stage} {stage.share:.0%} of {stage.workers}" for stage in found.stages)
+    yield ""
+    yield f"workers at work in the {duration(found.over_s)} after {duration(found.start_up_s)} of start-up: {workers}"
+    yield found.verdict
 
 
 def _values(values: LabelCounts) -> str:
