@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TextIO, get_args
 
 import numpy as np
+import torch
 
 from wan_ray.bench_engines import ClipRun, EngineName, ProcessState, process_state, render
 from wan_ray.errors import ConfigError
@@ -37,6 +38,7 @@ from wan_ray.model.text_encoder import TextEncoderArchitecture
 from wan_ray.model.vae import VAEArchitecture
 from wan_ray.request import RenderRequest
 from wan_ray.resolved import ResolvedRequest, resolve
+from wan_ray.speed.clock import device_name
 from wan_ray.variants import DiTArchitecture, get_variant
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -210,7 +212,7 @@ def _report(
     }
     return Report(
         machine={
-            "cpu": _cpu_model(),
+            "cpu": device_name(torch.device("cpu")),
             "cores": os.cpu_count() or 0,
             "threads": ended["wan_ray"].num_threads,
             "system": platform.platform(),
@@ -232,13 +234,6 @@ def _report(
 
 def _row(label: str, figure: Compared, *, digits: int) -> str:
     return f"{label:<22}{figure.diffusers:>12.{digits}f}{figure.wan_ray:>12.{digits}f}{figure.ratio:>8.2f}x"
-
-
-def _cpu_model() -> str:
-    """The CPU's name where Linux tells it, else the platform's word for it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _write(stream: TextIO, text: str) -> None:

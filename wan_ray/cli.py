@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from wan_ray.config import RenderConfig, load_config
 from wan_ray.errors import ConfigError, WanRayError
+from wan_ray.speed.settings import add_engine_arguments
 from wan_ray.stages.planning import Plan, plan_manifest
 
 OK, STOPPED, INVALID, SOME_FAILED = 0, 1, 2, 3
@@ -123,11 +124,18 @@ def _parser() -> argparse.ArgumentParser:
     debug = commands.add_parser("init-debug", help="write a tiny random checkpoint, a sample manifest and a config")
     debug.add_argument("folder", type=Path)
     debug.set_defaults(run=_init_debug)
-    bench = commands.add_parser("bench", help="time this engine beside diffusers on the same random weights")
+    _add_bench(commands)
+    return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser("bench", help="time this engine beside diffusers, or by itself")
     bench.add_argument("--json", type=Path, help="also write the figures to this file")
     bench.add_argument("--clips", type=int, default=5, help="clips per engine, alternating (default 5)")
+    kind = bench.add_mutually_exclusive_group()
+    kind.add_argument("--engine", action="store_true", help="parts of a model, each by itself, on this machine's GPU")
+    add_engine_arguments(bench.add_argument_group("with --engine"))
     bench.set_defaults(run=_bench)
-    return parser
 
 
 def _add_extend(commands: Any) -> None:
@@ -306,6 +314,10 @@ def _init_debug(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.engine:
+        from wan_ray.speed.report import run_engine_bench
+
+        return run_engine_bench(options)
     from wan_ray.bench import run_bench
 
     return run_bench(num_clips=options.clips, json_file=options.json)

@@ -69,29 +69,33 @@ def num_blocks(architecture: DiTArchitecture) -> int:
 def dit_pass(architecture: DiTArchitecture, num_tokens: int) -> PassWork:
     """One pass on one clip, whose text and image keys and values are at hand."""
     n, d, blocks = num_tokens, architecture.dim, num_blocks(architecture)
-    context = TEXT_TOKENS + architecture.image_tokens
-    linear = blocks * (12 * n * d * d + 4 * n * d * architecture.ffn_dim)
+    block = dit_block(architecture, n)
+    linear = blocks * block.linear
     linear += 2 * n * d * 4 * (architecture.in_channels + architecture.out_channels)
     linear += 2 * d * (architecture.frequency_dim + 7 * d)  # the time step
     if architecture.vace_layers:
         linear += (len(architecture.vace_layers) + 1) * 2 * n * d * d
     return PassWork(
         linear=linear,
-        attention=blocks * (4 * n * n * d + 4 * n * context * d),
-        moved_bytes=_elementwise_bytes(architecture, n),
+        attention=blocks * block.attention,
+        moved_bytes=blocks * block.moved_bytes + n * d * len(architecture.vace_layers) * 30,
     )
 
 
-def _elementwise_bytes(architecture: DiTArchitecture, num_tokens: int) -> float:
-    """Read and written by casts, norms, rotations, gates and sums of an eager pass in bfloat16, residuals in float32.
+def dit_block(architecture: DiTArchitecture, num_tokens: int) -> PassWork:
+    """One block's part of a pass.
 
-    Bytes per token and channel of a block: casts 78, products 28, sums 34, layer norms 24, shift and scale 16, RMS
-    norms 24, the activation 4 per hidden feature, the sum of two attentions 6; of a hint: 8 + 14.
+    Its bytes are read and written by casts, norms, rotations, gates and sums of an eager pass in bfloat16, residuals in
+    float32. Per token and channel: casts 78, products 28, sums 34, layer norms 24, shift and scale 16, RMS norms 24,
+    the activation 4 per hidden feature, the sum of two attentions 6; of a hint, which is not counted here: 8 + 14.
     """
-    per_block = 78 + 28 + 34 + 24 + 16 + 24 + 4 * architecture.ffn_dim / architecture.dim
-    per_block += 6 if architecture.image_tokens else 0
-    hints = len(architecture.vace_layers) * 30
-    return num_tokens * architecture.dim * (num_blocks(architecture) * per_block + hints)
+    n, d, context = num_tokens, architecture.dim, TEXT_TOKENS + architecture.image_tokens
+    per_channel = 78 + 28 + 34 + 24 + 16 + 24 + 4 * architecture.ffn_dim / d + (6 if architecture.image_tokens else 0)
+    return PassWork(
+        linear=12 * n * d * d + 4 * n * d * architecture.ffn_dim,
+        attention=4 * n * n * d + 4 * n * context * d,
+        moved_bytes=n * d * per_channel,
+    )
 
 
 def dit_context(architecture: DiTArchitecture, num_tokens: int) -> float:
