@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wan_ray.errors import CheckpointError, RequestError
 from wan_ray.model.debug import random_tensor
-from wan_ray.model.vae import VAEArchitecture, WanVAE
+from wan_ray.model.vae import LATENTS_MEAN, LATENTS_STD, VAEArchitecture, WanVAE
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 TINY = VAEArchitecture(base_dim=8, num_res_blocks=1)
@@ -102,6 +102,34 @@ def test_clips_of_a_batch_are_independent(vae: WanVAE):
     alone = torch.cat((vae.decode(first), vae.decode(second)))
     torch.testing.assert_close(vae.decode(torch.cat((first, second))), alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(vae.encode(alone)[1:], vae.encode(alone[1:]), rtol=0, atol=1e-5)
+
+
+STILL_LIVES = {
+    "one image, then nothing": lambda x: x[:, :, 1:].zero_(),
+    "one image, nothing, another": lambda x: x[:, :, 1:-1].zero_(),
+    "all frames alike": lambda x: x.copy_(x[:, :, :1].clone().expand_as(x)),
+    "a pause between moving parts": lambda x: x[:, :, 9:70].copy_(x[:, :, 9:10].clone().expand(-1, -1, 61, -1, -1)),
+}
+
+
+@pytest.mark.parametrize("still", list(STILL_LIVES))
+def test_frames_that_stand_still_are_not_encoded_again_and_the_bits_stay(vae: WanVAE, still: str):
+    video = torch.randn(1, 3, 81, 16, 24, generator=torch.Generator().manual_seed(0))
+    STILL_LIVES[still](video)
+    calls: list[int] = []
+    handle = vae.encoder.conv1.register_forward_hook(lambda *_: calls.append(1))
+    found = vae.encode(video)
+    handle.remove()
+    # Chunk by chunk, without what leaves out work: by the encoder's own forward.
+    cache, moments = {}, []
+    for start in (0, *range(1, 81, 4)):
+        chunk = video[:, :, start : start + (4 if start else 1)].contiguous(memory_format=torch.channels_last_3d)
+        moments.append(vae.conv1(vae.encoder(chunk, cache), cache))
+    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD))
+    assert torch.equal(found, (torch.cat(moments, dim=2)[:, :16] - mean) / std)
+    # Three convolutions at full size remember 6 frames: a chunk of 4 is as the one before from the third equal pair on.
+    leaves_out = {"one image, then nothing": 17, "one image, nothing, another": 16, "all frames alike": 17}
+    assert len(calls) == 21 - leaves_out.get(still, 12)
 
 
 @pytest.mark.parametrize(("num_frames", "sound"), [(0, 1), (2, 1), (8, 5), (80, 77)])

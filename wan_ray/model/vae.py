@@ -4,8 +4,9 @@ B: clips, C: channels, F: frames, T: latent frames, H, W: rows and columns (of p
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -122,11 +123,45 @@ class Encoder3d(nn.Module):
         last = max(index for index, layer in enumerate(self.downsamples) if isinstance(layer, Downsample))
         return [self.conv1, *self.downsamples[: last + 1]]
 
+    def levels(self) -> "list[_Level]":
+        """All of it for one clip, cut where frames change their scale."""
+        layers, levels = self.layers_from_pixels(), []
+        first = 0
+        for index, layer in enumerate(layers):
+            if isinstance(layer, Downsample):
+                levels.append(_Level(layers[first : index + 1]))
+                first = index + 1
+        rest = [*self.downsamples[len(layers) - 1 :], *self.middle, self.head]
+        return [*levels, _Level(rest, run=self.finish)]
+
     def finish(self, x_BCTHW: Tensor, cache: FeatureCache) -> Tensor:
         """The rest, which is to see whole frames."""
         for layer in self.downsamples[len(self.layers_from_pixels()) - 1 :]:
             x_BCTHW = layer(x_BCTHW, cache)
         return self.head(_apply_middle(self.middle, x_BCTHW, cache), cache)
+
+
+class _Level:
+    """Layers of one scale, at work on one clip. Once their input has stood still for as long as they remember, they
+    give what they gave before, to the bit, and what they remember stays as it is."""
+
+    def __init__(
+        self, layers: Sequence[nn.Module], *, run: Callable[[Tensor, FeatureCache], Tensor] | None = None
+    ) -> None:
+        convolutions = [m for layer in layers for m in layer.modules() if isinstance(m, CausalConv3d)]
+        self._num_past_frames = sum(conv.num_past_frames for conv in convolutions)
+        self._run = run or (lambda x, cache: reduce(lambda x, layer: layer(x, cache), layers, x))
+        self._num_same = 0
+        self._output = torch.empty(0)
+
+    def __call__(self, x_BCTHW: Tensor, is_same: bool, cache: FeatureCache) -> tuple[Tensor, bool]:
+        """Of the clip's next chunk: the output, and whether it is the chunk's before. is_same: of the input."""
+        self._num_same = self._num_same + 1 if is_same else 0
+        # The chunk before this one saw as far back: so far, and one chunk more, all must have been the same.
+        if self._num_same > -(-self._num_past_frames // x_BCTHW.shape[2]):
+            return self._output, True
+        self._output = self._run(x_BCTHW, cache)
+        return self._output, False
 
 
 class Decoder3d(nn.Module):
@@ -207,14 +242,20 @@ class WanVAE(nn.Module):
             video_BCFHW[:, :, max(0, stride * (index - 1) + 1) : stride * index + 1]
             for index in range(num_latent_frames)
         ]
-        if tile is None:
-            all_moments = (self.encoder(_channels_last(chunk), cache) for chunk in chunks)
-        else:
-            all_moments = self._encode_tiles(chunks, tile, cache)
+        all_moments = self._encode_whole(chunks, cache) if tile is None else self._encode_tiles(chunks, tile, cache)
         for index, x in enumerate(all_moments):
             moments = self.conv1(x, cache)
             latents_BCTHW[:, :, index : index + 1] = (moments[:, : self.architecture.z_dim] - mean) / std
         return latents_BCTHW
+
+    def _encode_whole(self, chunks: Sequence[Tensor], cache: FeatureCache) -> Iterator[Tensor]:
+        """As the encoder. What stands still is not computed again: I2V's frames are one image, and then nothing."""
+        levels = self.encoder.levels()
+        for before, chunk in zip((None, *chunks), chunks, strict=False):
+            x, is_same = _channels_last(chunk), before is not None and torch.equal(before, chunk)
+            for level in levels:
+                x, is_same = level(x, is_same, cache)
+            yield x
 
     def _encode_tiles(self, chunks: Sequence[Tensor], tile: int, cache: FeatureCache) -> Iterator[Tensor]:
         """As the encoder: features at the latents' scale of one tile after the other, and then the rest."""
