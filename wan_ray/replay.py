@@ -109,7 +109,7 @@ def _request_of(record: Record) -> ResolvedRequest:
     fields: dict[str, Any] = {
         name: getattr(record, name) for name in ResolvedRequest.__dataclass_fields__ if hasattr(record, name)
     }
-    missing = [name for name, value in sorted(fields.items()) if value is None and name != "compat"]
+    missing = [name for name, value in sorted(fields.items()) if value is None and name not in ("compat", "quality")]
     if missing:
         raise StorageError(f"record {record.id!r} lacks {', '.join(missing)}: it is of another version")
     fields |= {"prompt": record.prompt_as_run, "media": media}

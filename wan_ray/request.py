@@ -23,7 +23,7 @@ from wan_ray.columns import misspelt
 from wan_ray.errors import RequestError
 from wan_ray.row_values import Count, Media, Number, content_id, jsonable, map_of_pairs, plain, text_of_number
 from wan_ray.vace_request import VaceMode, parse_vace
-from wan_ray.variants import Solver, Task
+from wan_ray.variants import Quality, Solver, Task
 from wan_ray.wording import in_words
 
 MAX_PROMPT_CHARS = 5000
@@ -95,8 +95,10 @@ class RenderRequest(BaseModel):
 
     width and height are pixels of the result, fps is frames per second of the file and changes no pixel but where a
     video is read at it, seed draws the noise, vace is what its task does (see vace_request.py), compat asks for the
-    released code's ways where ours are others. Rules broken raise pydantic's ValidationError; parse_row turns it into
-    RequestError.
+    released code's ways where ours are others. quality names a set of shortcuts, each of which is a field too:
+    step_cache is the relative change below which a step takes over what was computed before (0: never),
+    guidance_start and guidance_stop are the part of the steps, 0 to 1, in which guidance runs. Rules broken raise
+    pydantic's ValidationError; parse_row turns it into RequestError.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -119,6 +121,10 @@ class RenderRequest(BaseModel):
     control_video: Media | None = None
     mask_video: Media | None = None
     reference_images: list[Media] | None = None
+    quality: Quality | None = None
+    step_cache: Number | None = Field(None, ge=0, le=1)
+    guidance_start: Number | None = Field(None, ge=0, le=1)
+    guidance_stop: Number | None = Field(None, ge=0, le=1)
     context_scale: Number | None = Field(None, ge=0, le=10)
     vace: Annotated[VaceMode | None, BeforeValidator(parse_vace)] = None
     compat: Compat | None = None

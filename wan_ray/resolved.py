@@ -6,7 +6,7 @@ Below this module a request is trusted.
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 from pydantic import JsonValue
@@ -15,9 +15,10 @@ from wan_ray.errors import RequestError
 from wan_ray.request import MEDIA_FIELDS, MEDIA_OF, Compat, RenderRequest
 from wan_ray.row_values import content_id
 from wan_ray.vace_request import inferred_mode, media_of, options_of
-from wan_ray.variants import TASK_DEFAULTS, Preset, Solver, Task, Variant
+from wan_ray.variants import QUALITIES, TASK_DEFAULTS, Preset, Quality, Shortcuts, Solver, Task, Variant
 
 T = TypeVar("T")
+_SHORTCUTS = tuple(field.name for field in fields(Shortcuts))
 
 # What resolve() decides of how a clip is made, whatever the task.
 RESOLVED_FIELDS = (
@@ -39,7 +40,8 @@ class ResolvedRequest:
 
     width and height are 0 where a first image will decide them, fps where a video may; media holds paths, URLs and
     data URLs by field. vace: the options of its mode, but for the sources among them, which are in media.
-    extend_prompt: the prompt is to be rewritten, or was.
+    extend_prompt: the prompt is to be rewritten, or was. step_cache: 0 without; guidance_interval: empty for all steps;
+    quality: the name of the set that these came from, None for one that leaves nothing out.
     """
 
     id: str
@@ -62,6 +64,12 @@ class ResolvedRequest:
     vace: Mapping[str, JsonValue] = field(default_factory=dict)
     compat: Compat | None = None
     extend_prompt: bool = False
+    quality: Quality | None = None
+    step_cache: float = 0.0
+    guidance_interval: Sequence[float] = ()
+
+
+_NOT_TOLD = frozenset({"id", "labels", "quality"})  # a quality's shortcuts are told one by one
 
 
 def content_of(request: ResolvedRequest) -> str:
@@ -69,7 +77,7 @@ def content_of(request: ResolvedRequest) -> str:
 
     What is empty does not count, so that a field that is added later changes no row that leaves it empty.
     """
-    told = {name: value for name, value in vars(request).items() if value and name not in ("id", "labels")}
+    told = {name: value for name, value in vars(request).items() if value and name not in _NOT_TOLD}
     # repr() is the fastest: a plan of a million rows makes as many.
     return hashlib.sha256(f"{told!r}{sorted(request.labels.items())!r}".encode()).hexdigest()[:16]
 
@@ -108,14 +116,7 @@ def resolve(
     default = TASK_DEFAULTS[request.task]
     sampler = preset or default
     flow_shift = sampler.flow_shift if preset or variant.flow_shift is None else variant.flow_shift
-    shaped_by_image = "image" in MEDIA_OF[request.task][0]
-    width, height = (0, 0) if shaped_by_image else variant.sizes[0]
-    width, height = request.width or width, request.height or height
-    if width * height > variant.max_pixels:
-        raise RequestError(
-            f"width={width}, height={height}: {width * height} pixels are more than {variant.name}'s "
-            f"{variant.max_pixels}; make it smaller, e.g. {_sizes(variant)}"
-        )
+    width, height = _size(request, variant)
     num_frames = _or(request.num_frames, default.num_frames)
     media, vace = _media(request), {}
     if request.task == "vace":
@@ -124,6 +125,8 @@ def resolve(
         vace = options_of(mode)
     # A source slower than the usual rate is followed; the released code writes that rate for any.
     follows = request.compat is None and any(name in media for name in ("control_video", "first", "last"))
+    shortcuts = _shortcuts(request)
+    whole = (shortcuts.guidance_start, shortcuts.guidance_stop) == (0.0, 1.0)
     request_id = request.id or content_id(request.model_dump(exclude_defaults=True))
     return ResolvedRequest(
         id=request_id,
@@ -146,7 +149,35 @@ def resolve(
         vace=vace,
         compat=request.compat,
         extend_prompt=request.extend_prompt,
+        quality=None if request.quality == "lossless" else request.quality,
+        step_cache=shortcuts.step_cache,
+        guidance_interval=[] if whole else [shortcuts.guidance_start, shortcuts.guidance_stop],
     )
+
+
+def _size(request: RenderRequest, variant: Variant) -> tuple[int, int]:
+    """Width and height, 0 where an image will decide them."""
+    shaped_by_image = "image" in MEDIA_OF[request.task][0]
+    width, height = (0, 0) if shaped_by_image else variant.sizes[0]
+    width, height = request.width or width, request.height or height
+    if width * height > variant.max_pixels:
+        raise RequestError(
+            f"width={width}, height={height}: {width * height} pixels are more than {variant.name}'s "
+            f"{variant.max_pixels}; make it smaller, e.g. {_sizes(variant)}"
+        )
+    return width, height
+
+
+def _shortcuts(request: RenderRequest) -> Shortcuts:
+    """Those of its quality, but for what the request says itself."""
+    own = {name: value for name in _SHORTCUTS if (value := getattr(request, name)) is not None}
+    found = replace(QUALITIES[request.quality or "lossless"], **own)
+    if found.guidance_start >= found.guidance_stop:
+        raise RequestError(
+            f"guidance_start={found.guidance_start:g}, guidance_stop={found.guidance_stop:g}: guidance would start "
+            "after it stops; give start < stop, or guidance_scale 1 for a clip without guidance"
+        )
+    return found
 
 
 def _media(request: RenderRequest) -> dict[str, list[str]]:

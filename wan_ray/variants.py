@@ -52,6 +52,25 @@ TASK_DEFAULTS: dict[Task, TaskDefaults] = {
 }
 
 
+Quality = Literal["lossless", "high", "draft"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortcuts:
+    """What is not computed of a clip, to save time: see the columns of these names in request.py."""
+
+    step_cache: float = 0.0
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+
+
+QUALITIES: dict[Quality, Shortcuts] = {
+    "lossless": Shortcuts(),
+    "high": Shortcuts(step_cache=0.05),
+    "draft": Shortcuts(step_cache=0.12, guidance_stop=0.6),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiTArchitecture:
     """Sizes of a denoiser; head width is dim / num_heads.

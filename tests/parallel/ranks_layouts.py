@@ -36,6 +36,9 @@ CASES: dict[str, tuple[str, int, Size, dict[str, object]]] = {
     "t2v 105 tokens 6 heads": ("t2v", 6, ODD, {"solver": "euler"}),
     "t2v 105 tokens 1 head": ("t2v", 1, ODD, {}),
     "t2v no guidance": ("t2v", 4, UNEVEN, {"guidance_scale": 1.0}),
+    # Random weights change by 0.5 to 0.9 from step to step.
+    "t2v shortcuts": ("t2v", 4, UNEVEN, {"num_inference_steps": 6, "step_cache": 0.7, "guidance_interval": [0.2, 0.7]}),
+    "vace shortcuts": ("vace", 3, UNEVEN, {"num_inference_steps": 6, "step_cache": 0.7}),
 }
 ITEMS: dict[str, Item] = {name: make_item(task, size=size, **more) for name, (task, _, size, more) in CASES.items()}
 FOLDER = Path(sys.argv[2])
@@ -48,9 +51,11 @@ CHECKPOINTS = {
 MODELS = {key: checkpoint.load_dit(dtype=torch.float32, device=CPU)[0] for key, checkpoint in CHECKPOINTS.items()}
 
 
-def denoised(name: str, place: Place) -> Tensor:
+def denoised(name: str, place: Place) -> tuple[Tensor, str | None]:
+    """Latents, and how many steps were computed where some may be left out."""
     task, heads, _, _ = CASES[name]
-    return DenoiseStage(MODELS[KINDS[task], heads], "weights", place)(ITEMS[name]).tensors["latents"]
+    item = DenoiseStage(MODELS[KINDS[task], heads], "weights", place)(ITEMS[name])
+    return item.tensors["latents"], item.rendered_on.get("steps_computed")
 
 
 @torch.inference_mode()
@@ -88,14 +93,15 @@ def program(degrees: Degrees, rank: int, address: str) -> dict[str, object]:
         divides = groups.sequence is not None
         place = Place(device=CPU, groups=groups, attention=torch_attention(groups) if divides else None)
         cases = {}
-        for name, wanted in WANTED.items():
-            latents = denoised(name, place)
-            cases[name] = {"digest": digest(latents), "off": difference(latents, wanted)}
+        for name, (wanted, _) in WANTED.items():
+            latents, computed = denoised(name, place)
+            cases[name] = {"digest": digest(latents), "off": difference(latents, wanted), "computed": computed}
         return {"cases": cases, "pads": padded(groups) if divides else None}
 
 
 def main() -> None:
-    results: dict[str, object] = {"one process": {name: digest(x) for name, x in WANTED.items()}}
+    results: dict[str, object] = {"one process": {name: digest(x) for name, (x, _) in WANTED.items()}}
+    results["steps computed"] = {name: computed for name, (_, computed) in WANTED.items()}
     for cfg, ulysses, ring in LAYOUTS:
         degrees = Degrees(cfg=cfg, ulysses=ulysses, ring=ring)
         results[f"{cfg} {ulysses} {ring}"] = worlds.run(degrees.world_size, partial(program, degrees), timeout_s=120)

@@ -41,6 +41,14 @@ def test_all_ranks_hold_the_same_bits(report, layout):
         assert len({rank["cases"][name]["digest"] for rank in ranks}) == 1, name
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_computes_the_same_steps(report, layout):
+    wanted = report["steps computed"]
+    assert {wanted["t2v shortcuts"], wanted["vace shortcuts"]} <= {f"{n} of 6" for n in range(2, 6)}
+    for rank in report[layout]:
+        assert {name: case["computed"] for name, case in rank["cases"].items()} == wanted
+
+
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "2 1 1"])
 def test_no_token_sees_the_pad_be_it_zero_large_or_not_a_number(report, layout):
     for rank in report[layout]:

@@ -31,6 +31,10 @@ class Layout(Protocol):
         """Attention of the tokens held here over all of the clip's, [B, N, H, D]."""
         ...
 
+    def token_mean(self, values_BN: Tensor) -> Tensor:
+        """Mean over all of the clip's tokens of one value each."""
+        ...
+
 
 class Whole:
     """All tokens lie here."""
@@ -43,6 +47,9 @@ class Whole:
 
     def attend(self, q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor) -> Tensor:
         return attend(q_BNHD, k_BNHD, v_BNHD)
+
+    def token_mean(self, values_BN: Tensor) -> Tensor:
+        return values_BN.mean()
 
 
 WHOLE = Whole()

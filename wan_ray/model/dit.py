@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wan_ray.model.attention import WHOLE, Layout, Sources
 from wan_ray.model.blocks import Block, ImageEmbedding, VaceBlock, modulate
 from wan_ray.model.rope import rotary_table
+from wan_ray.model.step_cache import PassCache
 from wan_ray.variants import DiTArchitecture
 
 TEXT_LENGTH = 512
@@ -115,8 +116,11 @@ class DiT(nn.Module):
             control_scale=context_scale,
         )
 
-    def forward(self, latents_BCTHW: Tensor, timestep: int, context: Context) -> Tensor:
-        """Velocity, float32, of the shape of the latents; rows and columns must be even."""
+    def forward(self, latents_BCTHW: Tensor, timestep: int, context: Context, cache: PassCache | None = None) -> Tensor:
+        """Velocity, float32, of the shape of the latents; rows and columns must be even.
+
+        cache: of the same clip and pass in every step; with it, some steps are not computed.
+        """
         _, _, frames, rows, columns = latents_BCTHW.shape
         grid = (frames, rows // PATCH, columns // PATCH)
         head_dim = self.architecture.dim // self.architecture.num_heads
@@ -127,9 +131,24 @@ class DiT(nn.Module):
         if context.condition is not None:
             latents_BCTHW = torch.cat([latents_BCTHW, context.condition], dim=1)
         x = _embed_patches(self.patch_embedding, latents_BCTHW, layout)
-        stream = None
+        first = self.blocks[0](x, time_B6D, rotary, context.blocks[0], layout)
+        dtype = self.patch_embedding.weight.dtype
+        rest = None if cache is None else cache.rest((first - x).to(dtype), layout)
+        if rest is None:
+            end = self._after_first_block(x, first, time_B6D, rotary, context)
+            if cache is not None:
+                cache.keep((end - first).to(dtype))
+        else:
+            end = first + rest
+        return _unpatchify(layout.gather(self.head(end, time_BD)), grid)
+
+    def _after_first_block(
+        self, x_BND: Tensor, first_BND: Tensor, time_B6D: Tensor, rotary: Tensor, context: Context
+    ) -> Tensor:
+        """The stream after all blocks, from what was embedded and what the first block made of it."""
+        x, layout, stream = x_BND, context.layout, None
         for index, block in enumerate(self.blocks):
-            x_next = block(x, time_B6D, rotary, context.blocks[index], layout)
+            x_next = block(x, time_B6D, rotary, context.blocks[index], layout) if index else first_BND
             if context.control is not None and index in self.architecture.vace_layers:
                 # Hints depend on the stream alone, so each is made where it is used, and none is kept. The first layer
                 # that takes one is the first of all: x still is what was embedded.
@@ -139,7 +158,7 @@ class DiT(nn.Module):
                 stream = vace_block(stream, time_B6D, rotary, context.vace_blocks[n], layout)
                 x_next = x_next + context.control_scale * vace_block.hint(stream)
             x = x_next
-        return _unpatchify(layout.gather(self.head(x, time_BD)), grid)
+        return x
 
 
 def _patch_embedding(in_channels: int, dim: int) -> nn.Conv3d:

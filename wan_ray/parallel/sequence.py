@@ -55,6 +55,14 @@ class SequenceParallel:
         """Attention of this rank's tokens over all of the clip's."""
         return self.attention(q_BNHD, k_BNHD, v_BNHD, self.num_tokens)
 
+    def token_mean(self, values_BN: Tensor) -> Tensor:
+        """Mean over all tokens but the pad, the same on every rank."""
+        length = values_BN.shape[1]
+        held = min(max(self.num_tokens - self.groups.sequence_rank * length, 0), length)
+        total = values_BN[:, :held].sum()
+        dist.all_reduce(total, group=self.groups.sequence)
+        return total / (len(values_BN) * self.num_tokens)
+
 
 def torch_attention(groups: Groups) -> Attention:
     """Ulysses x Ring in plain PyTorch, for gloo and NCCL."""

@@ -48,11 +48,11 @@ def denoise(
 
 
 def guided(conditional: Velocity, unconditional: Velocity, guidance_scale: float) -> Velocity:
-    """Both passes, one after the other, and their guided sum."""
+    """Both passes, the conditional one first, and their guided sum."""
 
     def velocity(latents: Tensor, timestep: int) -> Tensor:
-        without = unconditional(latents, timestep)
-        return guide(conditional(latents, timestep), without, guidance_scale)
+        found = conditional(latents, timestep)
+        return guide(found, unconditional(latents, timestep), guidance_scale)
 
     return velocity
 

@@ -15,6 +15,7 @@ from wan_ray.model.attention import WHOLE, Layout
 from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.dit import PATCH, DiT
 from wan_ray.model.lora import Adapter
+from wan_ray.model.step_cache import StepCache
 from wan_ray.parallel.offload import Offload, Weights
 from wan_ray.parallel.process_group import Groups
 from wan_ray.parallel.sequence import Attention, SequenceParallel, exchange_passes
@@ -59,7 +60,13 @@ class _Latest:
 
     def __init__(self, start: Progress | None, between_steps: BetweenSteps) -> None:
         self.progress = start
+        self.cache: StepCache | None = None
         self._between_steps = between_steps
+
+    @property
+    def step(self) -> int:
+        """Of the step that is being taken."""
+        return self.progress.state.step if self.progress else 0
 
     def __call__(self, progress: Progress) -> None:
         self.progress = progress
@@ -143,12 +150,14 @@ class DenoiseStage:
 
         bucket = bucket_of(item.sound)
         latents, offload = self._ladder.climb(bucket, work, fix=self._fix(bucket))
-        offloaded = {"offload": offload} if offload != "none" else {}
+        notes: dict[str, str] = {"offload": offload} if offload != "none" else {}
+        if latest.cache is not None:
+            notes["steps_computed"] = f"{latest.cache.num_computed} of {latest.cache.num_steps}"
         return replace(
             item,
             tensors={"latents": latents},
             weights={**item.weights, "transformer": self.fingerprint},
-            rendered_on={**item.rendered_on, **self._rendered_on(), **offloaded},
+            rendered_on={**item.rendered_on, **self._rendered_on(), **notes},
         )
 
     def _latents(self, item: Item, on_step: OnStep | None, latest: "_Latest") -> Tensor:
@@ -157,7 +166,7 @@ class DenoiseStage:
         noise = draw_noise(request, num_references=num_references)[None].to(self._place.device)
         with self._place.weights or nullcontext():
             latents = denoise(
-                self._velocity(item, self._layout(noise)),
+                self._velocity(item, self._layout(noise), latest),
                 noise,
                 solver=request.solver,
                 num_inference_steps=request.num_inference_steps,
@@ -185,18 +194,52 @@ class DenoiseStage:
         num_tokens = frames * (rows // PATCH) * (columns // PATCH)
         return SequenceParallel(groups=groups, num_tokens=num_tokens, attention=attention)
 
-    def _velocity(self, item: Item, layout: Layout) -> Velocity:
-        """The model's output under the item's text, guided where the request says so."""
-        groups, scale = self._place.groups, item.sound.guidance_scale
-        if scale == 1:  # both halves of a gang compute the same
-            return self._pass(item, "context", layout)
-        if groups is None or groups.cfg is None:
-            conditional = self._pass(item, "context", layout)
-            return guided(conditional, self._pass(item, "negative_context", layout), scale)
-        mine = self._pass(item, "negative_context" if groups.cfg_rank else "context", layout)
-        return lambda latents, timestep: guide(*exchange_passes(mine(latents, timestep), groups), scale)
+    def _velocity(self, item: Item, layout: Layout, latest: "_Latest") -> Velocity:
+        """The model's output under the item's text, guided where and when the request says so."""
+        request = item.sound
+        latest.cache = cache = self._step_cache(request.step_cache)
+        if request.guidance_scale == 1:  # both halves of a gang compute the same
+            return self._pass(item, "context", layout, cache)
+        with_guidance, without = self._both_ways(item, layout, cache)
+        if not request.guidance_interval:
+            return with_guidance
+        start, stop = (round(part * request.num_inference_steps) for part in request.guidance_interval)
 
-    def _pass(self, item: Item, text: str, layout: Layout) -> Velocity:
+        def velocity(latents: Tensor, timestep: int) -> Tensor:
+            if cache is not None and latest.step == start:
+                cache.forget()  # the unconditional pass, on one device at least, has nothing to take over yet
+            return with_guidance(latents, timestep) if start <= latest.step < stop else without(latents, timestep)
+
+        return velocity
+
+    def _both_ways(self, item: Item, layout: Layout, steps: StepCache | None) -> tuple[Velocity, Velocity]:
+        """With guidance, and without."""
+        groups, scale = self._place.groups, item.sound.guidance_scale
+        if groups is None or groups.cfg is None:
+            conditional = self._pass(item, "context", layout, steps)
+            unconditional = self._pass(item, "negative_context", layout, steps, follows=True)
+            return guided(conditional, unconditional, scale), conditional
+        mine = self._pass(item, "negative_context" if groups.cfg_rank else "context", layout, steps)
+
+        def with_guidance(latents: Tensor, timestep: int) -> Tensor:
+            return guide(*exchange_passes(mine(latents, timestep), groups), scale)
+
+        def without(latents: Tensor, timestep: int) -> Tensor:
+            # The other half computes too: its blocks may hold a part of the weights.
+            return exchange_passes(mine(latents, timestep), groups)[0]
+
+        return with_guidance, without
+
+    def _step_cache(self, threshold: float) -> StepCache | None:
+        """A clip's, empty."""
+        groups = self._place.groups
+        if not threshold:
+            return None
+        return StepCache(threshold) if groups is None else StepCache(threshold, agree=groups.from_leader)
+
+    def _pass(
+        self, item: Item, text: str, layout: Layout, steps: StepCache | None, *, follows: bool = False
+    ) -> Velocity:
         conditions = {
             name: item.tensors[name].to(self._place.device)
             for name in ("image_features", "condition", "vace_context")
@@ -208,4 +251,5 @@ class DenoiseStage:
             context_scale=item.sound.context_scale,
             layout=layout,
         )
-        return lambda latents, timestep: self.model(latents, timestep, context)
+        cache = None if steps is None else steps.passes(follows=follows)
+        return lambda latents, timestep: self.model(latents, timestep, context, cache)

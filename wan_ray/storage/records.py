@@ -53,6 +53,9 @@ class Record(BaseModel):
     solver: str | None = None
     seed: int | None = None
     context_scale: float | None = None
+    quality: str | None = None
+    step_cache: float = 0.0
+    guidance_interval: list[float] = []
     vace: dict[str, JsonValue] = {}
     compat: str | None = None
     labels: dict[str, str] = {}
