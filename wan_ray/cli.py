@@ -134,6 +134,10 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--clips", type=int, default=5, help="clips per engine, alternating (default 5)")
     kind = bench.add_mutually_exclusive_group()
     kind.add_argument("--engine", action="store_true", help="parts of a model, each by itself, on this machine's GPU")
+    kind.add_argument("--quality", action="store_true", help="what each shortcut saves and what it costs")
+    quality = bench.add_argument_group("with --quality")
+    quality.add_argument("--checkpoint", type=Path, help="folder of weights (default: small random ones)")
+    quality.add_argument("--steps", type=int, default=50, help="of the exact clips (default 50)")
     add_engine_arguments(bench.add_argument_group("with --engine"))
     bench.set_defaults(run=_bench)
 
@@ -318,6 +322,10 @@ def _bench(options: argparse.Namespace) -> int:
         from wan_ray.speed.report import run_engine_bench
 
         return run_engine_bench(options)
+    if options.quality:
+        from wan_ray.bench_quality import run_quality_bench
+
+        return run_quality_bench(options)
     from wan_ray.bench import run_bench
 
     return run_bench(num_clips=options.clips, json_file=options.json)

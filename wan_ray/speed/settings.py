@@ -31,7 +31,7 @@ class Settings:
     def from_options(cls, options: argparse.Namespace) -> Self:
         """ConfigError when a flag's value cannot be measured."""
         variant = get_variant(options.variant)
-        width, height = _size(options.size) if options.size else variant.sizes[0]
+        width, height = size_of(options.size) if options.size else variant.sizes[0]
         if options.frames < 1 or options.frames % 4 != 1:
             raise ConfigError(f"--frames {options.frames} is no clip's length; use 4n+1, e.g. 81")
         most = variant.architecture.num_layers if variant.architecture else None
@@ -77,7 +77,8 @@ def json_file(options: argparse.Namespace) -> Path | None:
     return options.json
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_of(text: str) -> tuple[int, int]:
+    """Width and height of "832x480"; ConfigError when they are none, or fall into no tokens."""
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None:
         raise ConfigError(f"--size {text!r} is not a width and a height; write e.g. 832x480")
