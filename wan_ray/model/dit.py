@@ -124,31 +124,22 @@ class DiT(nn.Module):
         _, _, frames, rows, columns = latents_BCTHW.shape
         grid = (frames, rows // PATCH, columns // PATCH)
         head_dim = self.architecture.dim // self.architecture.num_heads
-        layout = context.layout
+        layout, dtype = context.layout, self.patch_embedding.weight.dtype
         rotary = layout.shard(rotary_table(grid, head_dim, latents_BCTHW.device), dim=0)
         time_BD = self.time_embedding(sinusoid(timestep, self.architecture.frequency_dim, latents_BCTHW.device))
         time_B6D = self.time_projection(time_BD).unflatten(1, (6, -1))
         if context.condition is not None:
             latents_BCTHW = torch.cat([latents_BCTHW, context.condition], dim=1)
         x = _embed_patches(self.patch_embedding, latents_BCTHW, layout)
-        first = self.blocks[0](x, time_B6D, rotary, context.blocks[0], layout)
-        dtype = self.patch_embedding.weight.dtype
-        rest = None if cache is None else cache.rest((first - x).to(dtype), layout)
-        if rest is None:
-            end = self._after_first_block(x, first, time_B6D, rotary, context)
-            if cache is not None:
-                cache.keep((end - first).to(dtype))
-        else:
-            end = first + rest
-        return _unpatchify(layout.gather(self.head(end, time_BD)), grid)
-
-    def _after_first_block(
-        self, x_BND: Tensor, first_BND: Tensor, time_B6D: Tensor, rotary: Tensor, context: Context
-    ) -> Tensor:
-        """The stream after all blocks, from what was embedded and what the first block made of it."""
-        x, layout, stream = x_BND, context.layout, None
+        stream, first, rest = None, None, None
         for index, block in enumerate(self.blocks):
-            x_next = block(x, time_B6D, rotary, context.blocks[index], layout) if index else first_BND
+            x_next = block(x, time_B6D, rotary, context.blocks[index], layout)
+            if cache is not None and index == 0:
+                first = x_next  # only with a cache is it kept until the pass ends: it is as large as x
+                rest = cache.rest((x_next - x).to(dtype), layout)
+                if rest is not None:
+                    x = x_next + rest
+                    break
             if context.control is not None and index in self.architecture.vace_layers:
                 # Hints depend on the stream alone, so each is made where it is used, and none is kept. The first layer
                 # that takes one is the first of all: x still is what was embedded.
@@ -158,7 +149,9 @@ class DiT(nn.Module):
                 stream = vace_block(stream, time_B6D, rotary, context.vace_blocks[n], layout)
                 x_next = x_next + context.control_scale * vace_block.hint(stream)
             x = x_next
-        return x
+        if cache is not None and first is not None and rest is None:
+            cache.keep((x - first).to(dtype))
+        return _unpatchify(layout.gather(self.head(x, time_BD)), grid)
 
 
 def _patch_embedding(in_channels: int, dim: int) -> nn.Conv3d:
