@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +63,9 @@ def reconstruction(vae: WanVAE, *, num_clips: int, device: torch.device) -> Reco
 
 
 def adherence(
-    checkpoint: Path, *, num_prompts: int, num_inference_steps: int | None = None, device: str = "cpu"
+    checkpoint: Path, *, num_prompts: int, settings: Mapping[str, object] | None = None, device: str = "cpu"
 ) -> Adherence:
-    """Renders the first held-out scenes at the defaults, but for the steps if given, and looks at the clips.
+    """Renders the first held-out scenes at the defaults, but for these fields of the requests, and looks at the clips.
 
     Every third prompt is Chinese. Seeds are the prompts' numbers.
     """
@@ -74,14 +74,8 @@ def adherence(
     seen, entries = [], []
     for index, scene in enumerate(drawn):
         prompt = caption(scene, index % NUM_TEMPLATES)
-        request = RenderRequest(
-            prompt=prompt,
-            height=HEIGHT,
-            width=WIDTH,
-            num_frames=NUM_FRAMES,
-            num_inference_steps=num_inference_steps,
-            seed=index,
-        )
+        row = {"prompt": prompt, "height": HEIGHT, "width": WIDTH, "num_frames": NUM_FRAMES, "seed": index}
+        request = RenderRequest.model_validate({**row, **(settings or {})})
         frames = renderer(request).frames
         seen.append(look(frames))
         shown = seen[-1]

@@ -85,7 +85,10 @@ class Training:
         vae, _ = find_checkpoint(checkpoint).load_vae(device=self.device)
         rebuilt = reconstruction(vae, num_clips=num_clips, device=self.device)
         shown = adherence(
-            checkpoint, num_prompts=num_prompts, num_inference_steps=num_inference_steps, device=self.device.type
+            checkpoint,
+            num_prompts=num_prompts,
+            settings={"num_inference_steps": num_inference_steps},
+            device=self.device.type,
         )
         write_sheet(self.folder / "reconstruction.png", rebuilt.entries)
         write_sheet(self.folder / "adherence.png", shown.entries)
@@ -144,7 +147,9 @@ class Training:
         if decoder.exists():
             vae.load_state_dict(torch.load(decoder, weights_only=True, map_location=self.device)["parts"]["vae"])
         write_checkpoint(self.folder / "sketch", trainer.average, vae)
-        shown = adherence(self.folder / "sketch", num_prompts=4, num_inference_steps=12, device=self.device.type)
+        shown = adherence(
+            self.folder / "sketch", num_prompts=4, settings={"num_inference_steps": 12}, device=self.device.type
+        )
         logger.info("adherence over 4 prompts %s", shown.own)
         write_sheet(self.folder / "dit.png", shown.entries)
 
