@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_ray.model.rope import rotate
+from wan_ray.model.fused import rms_norm, rms_norm_rotate
 
-EPS = 1e-6
 # Rows of a linear layer from which on a row's result does not depend on how many there are: for fewer, Intel's
 # library on CPUs takes other kernels, which round otherwise. Measured with 1 to 600 rows on one thread, torch 2.13.
 FEWEST_ROWS = 16
@@ -72,7 +71,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, EPS).to(x.dtype)
+        return rms_norm(x, self.weight)
 
 
 class Attention(nn.Module):
@@ -97,8 +96,8 @@ class SelfAttention(Attention):
     """Every video token attends to every other; queries and keys carry their position."""
 
     def forward(self, x_BND: Tensor, rotary: Tensor, layout: Layout) -> Tensor:
-        q = rotate(self.heads(self.norm_q(self.q(x_BND))), rotary)
-        k = rotate(self.heads(self.norm_k(self.k(x_BND))), rotary)
+        q = rms_norm_rotate(self.q(x_BND), self.norm_q.weight, rotary, self.num_heads)
+        k = rms_norm_rotate(self.k(x_BND), self.norm_k.weight, rotary, self.num_heads)
         return self.o(layout.attend(q, k, self.heads(self.v(x_BND))).flatten(2))
 
 

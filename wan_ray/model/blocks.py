@@ -1,10 +1,10 @@
 """The blocks of the denoiser. Letters: B batch, N tokens, D width."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_ray.model.attention import EPS, CrossAttention, Layout, SelfAttention, Sources
+from wan_ray.model.attention import CrossAttention, Layout, SelfAttention, Sources
+from wan_ray.model.fused import EPS, gate, layer_norm, modulate
 from wan_ray.variants import DiTArchitecture
 
 IMAGE_WIDTH = 1280  # of CLIP ViT-H/14
@@ -27,11 +27,11 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, time_B6D: Tensor, rotary: Tensor, context: Sources, layout: Layout) -> Tensor:
         dtype = self.self_attn.q.weight.dtype
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time_B6D).split(1, dim=1)
+        shift, scale, weight, ffn_shift, ffn_scale, ffn_weight = (self.modulation + time_B6D).split(1, dim=1)
         x = x_BND
-        x = x + self.self_attn(modulate(x, shift, scale).to(dtype), rotary, layout) * gate
-        x = x + self.cross_attn(self.norm3(x).to(dtype), context)
-        return x + self.ffn(modulate(x, ffn_shift, ffn_scale).to(dtype)) * ffn_gate
+        x = gate(x, self.self_attn(modulate(x, shift, scale, dtype), rotary, layout), weight)
+        x = x + self.cross_attn(layer_norm(x, self.norm3, dtype), context)
+        return gate(x, self.ffn(modulate(x, ffn_shift, ffn_scale, dtype)), ffn_weight)
 
     def sources(self, text_BLD: Tensor, image_BLD: Tensor | None) -> Sources:
         """Keys and values its cross-attention takes from the text and the image."""
@@ -74,8 +74,3 @@ class ImageEmbedding(nn.Module):
 
     def forward(self, features_BLD: Tensor) -> Tensor:
         return self.proj(features_BLD + self.emb_pos if hasattr(self, "emb_pos") else features_BLD)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without weights, then scale and shift by the time step."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)

@@ -23,13 +23,15 @@ _KINDS_OF_OPS = {
     **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"), NORMS),
     **dict.fromkeys(("to", "_to_copy", "copy_", "clone", "contiguous", "pad", "constant_pad_nd", "cat"), COPIES),
     "gelu": ACTIVATION,
+    "gate": GATES,  # Triton's; its norms have PyTorch's names, and a rotation is in one of them
 }
 # Of the operators that are none of those, by the function of wan_ray.model that calls them.
 _KINDS_OF_FUNCTIONS = {
     "attend": ATTENTION,
     "modulate": NORMS,
-    "RMSNorm.forward": NORMS,
+    "rms_norm": NORMS,
     "rotate": ROTARY,
+    "gate": GATES,
     "Block.forward": GATES,
 }
 
