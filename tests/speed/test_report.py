@@ -53,7 +53,7 @@ def test_every_part_is_measured_and_a_block_s_time_accounted_for(
         assert figure["peak_bytes"] is None  # torch does not tell it of a CPU
     num_tokens, sizes = 2 * 4 * 2, DebugSizes().dit
     assert figures["step"]["flops"] == 2 * dit_pass(sizes, num_tokens).flops
-    account = report["block_account"]
+    account = report["block_accounts"]["torch"]
     assert [line["kind"] for line in account["lines"]] == list(KINDS)
     assert sum(line["share"] for line in account["lines"]) == pytest.approx(1)
     assert sum(line["ms"] for line in account["lines"]) == pytest.approx(account["ms"])
@@ -61,6 +61,7 @@ def test_every_part_is_measured_and_a_block_s_time_accounted_for(
     assert all(line["ms"] > line["least_ms"] > 0 for line in account["lines"] if line["kind"] != "other")
     assert report["is_whole_model"] is True
     assert report["not_measured"] == {}
+    assert report["compiled_by_another_row"] == 0
     assert report["versions"]["torch"] == torch.__version__
     printed = capsys.readouterr().out
     for text in (*FIGURES, *KINDS, report["device"]):
@@ -68,7 +69,7 @@ def test_every_part_is_measured_and_a_block_s_time_accounted_for(
 
 
 def test_every_operator_of_a_block_is_named_by_its_kind(tmp_path: Path) -> None:
-    ops = measured(tmp_path, "--parts", "dit")["block_account"]["ops"]
+    ops = measured(tmp_path, "--parts", "dit")["block_accounts"]["torch"]["ops"]
     calls = {(op["kind"], op["function"], op["op"]): op["calls"] for op in ops}
     assert calls[("products", "SelfAttention.forward", "linear")] == 4
     assert calls[("products", "CrossAttention.forward", "linear")] == 2
@@ -90,6 +91,11 @@ def test_the_command_in_the_report_measures_the_same_and_nothing_else(tmp_path: 
     assert list(report["figures"]) == FIGURES
     sizes = report["sizes"]["dit"]
     assert (sizes["dim"], sizes["num_layers"], sizes["vace_layers"]) == (1536, 2, [0])
+
+
+def test_a_model_with_an_image_has_an_image_encoder_too(tmp_path: Path) -> None:
+    figures = measured(tmp_path, "--variant", "debug-i2v", "--parts", "dit,text")["figures"]
+    assert list(figures) == [*FIGURES, "text encoder, 512 tokens", "image encoder"]
 
 
 def test_layers_that_were_not_run_are_reckoned_and_said_to_be(tmp_path: Path) -> None:

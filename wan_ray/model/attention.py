@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wan_ray.model.attention_kernels import attend_by_best
 from wan_ray.model.fused import rms_norm, rms_norm_rotate
 
 # Rows of a linear layer from which on a row's result does not depend on how many there are: for fewer, Intel's
@@ -56,6 +57,8 @@ WHOLE = Whole()
 
 def attend(q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
     """Attention over all keys, [B, N, H, D]."""
+    if q_BNHD.is_cuda:
+        return attend_by_best(q_BNHD, k_BLHD, v_BLHD)
     q, k, v = (x.transpose(1, 2) for x in (q_BNHD, k_BLHD, v_BLHD))
     if q.device.type == "cpu":
         # The CPU takes queries by 32, and those left over as a product of fewer rows, which may round otherwise.

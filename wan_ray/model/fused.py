@@ -97,6 +97,15 @@ def elementwise_kernels(device: torch.device) -> str:
     return "torch" if device.type != "cuda" or _on_gpu(device) is None else "triton"
 
 
+def num_compiled(device: torch.device) -> int:
+    """Kernels for that device which this process has compiled, or read from Triton's cache."""
+    if elementwise_kernels(device) == "torch":
+        return 0
+    from wan_ray.model import triton_kernels
+
+    return triton_kernels.num_compiled()
+
+
 def _kernels(x: Tensor) -> Kernels | None:
     if not x.is_cuda or torch.is_grad_enabled() or _plain.get():
         return None

@@ -28,6 +28,8 @@ _KINDS_OF_OPS = {
 # Of the operators that are none of those, by the function of wan_ray.model that calls them.
 _KINDS_OF_FUNCTIONS = {
     "attend": ATTENTION,
+    "torch_attention": ATTENTION,
+    "_flash_3.<locals>.kernel": ATTENTION,
     "modulate": NORMS,
     "rms_norm": NORMS,
     "rotate": ROTARY,

@@ -22,8 +22,10 @@ from wan_ray.costs.flops import (
 from wan_ray.costs.memory import FRAGMENTATION, denoise_memory
 from wan_ray.degrees import Degrees
 from wan_ray.model.attention import WHOLE, attend
+from wan_ray.model.attention_kernels import attention_kernels, measured_kernels
 from wan_ray.model.blocks import Block
 from wan_ray.model.dit import Context
+from wan_ray.model.fused import elementwise_kernels, num_compiled, plain_pytorch
 from wan_ray.model.rope import rotary_table
 from wan_ray.parallel.offload import BlockOffload
 from wan_ray.sampling.loop import denoise, guided
@@ -43,6 +45,7 @@ from wan_ray.variants import DiTArchitecture
 
 _TIMESTEP, _GUIDANCE, _FLOW_SHIFT = 500, 5.0, 5.0
 BLOCK, STEP = "DiT block", "step"
+PLAIN = "torch"
 
 Say = Callable[[str], object]
 
@@ -63,7 +66,11 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """All figures. Rates are per second, at best. lacking: parts that could not be measured, and why."""
+    """All figures. Rates are per second, at best. lacking: parts that could not be measured, and why.
+
+    accounts: of one block by what does its element-wise work, "triton" or "torch". compiled_by_another_row: kernels
+    that a second clip of the same shape compiled.
+    """
 
     sizes: Sizes
     dtype: torch.dtype
@@ -71,7 +78,8 @@ class Measured:
     product_rate: float
     copy_rate: float
     figures: list[Figure]
-    account: Account | None
+    accounts: dict[str, Account]
+    compiled_by_another_row: int | None
     lacking: dict[str, str]
 
     def figure(self, name: str) -> Figure | None:
@@ -99,13 +107,19 @@ def measure(settings: Settings, say: Say) -> Measured:
     say("best rates of this device")
     rates = {"product_rate": product_rate(device, dtype), "copy_rate": copy_rate(device)}
     figures: list[Figure] = []
-    account: Account | None = None
+    accounts: dict[str, Account] = {}
+    recompiled: int | None = None
     lacking: dict[str, str] = {}
     if "dit" in settings.parts:
         bench = _DiTBench(sizes.dit, bucket, device, dtype)
         figures += bench.figures(say, lacking)
-        say("what a block's time goes to")
-        account = account_of_block(bench.block(), dit_block(sizes.dit, bucket.num_tokens), device, **rates)
+        figures += bench.attention_kernels(say)
+        recompiled = bench.compiled_by_another_row()
+        accounts[elementwise_kernels(device)] = bench.account(say, rates)
+        if elementwise_kernels(device) != PLAIN:
+            with plain_pytorch():
+                figures += bench.plain(say)
+                accounts[PLAIN] = bench.account(say, rates)
         figures.append(bench.offloaded(say))
         del bench
     for part, others in (("vae", _vae_figures), ("text", _text_figures)):
@@ -114,7 +128,16 @@ def measure(settings: Settings, say: Say) -> Measured:
                 figures += others(sizes, bucket, device, dtype, say)
             except (ImportError, torch.OutOfMemoryError) as error:
                 lacking[part] = f"{error}"
-    return Measured(sizes=sizes, dtype=dtype, device=device, figures=figures, account=account, lacking=lacking, **rates)
+    return Measured(
+        sizes=sizes,
+        dtype=dtype,
+        device=device,
+        figures=figures,
+        accounts=accounts,
+        compiled_by_another_row=recompiled,
+        lacking=lacking,
+        **rates,
+    )
 
 
 class _DiTBench:
@@ -161,6 +184,42 @@ class _DiTBench:
         flops = 2 * dit_pass(self._sizes, self._bucket.num_tokens).flops
         return Figure(name=name, timed=found, flops=flops, predicted_bytes=self._predicted_bytes(offload_blocks=True))
 
+    def attention_kernels(self, say: Say) -> Iterator[Figure]:
+        """Self-attention by each kernel that works here, of which the DiT has chosen one."""
+        if self._device.type != "cuda":  # which has no choice
+            return
+        flops = 4 * self._bucket.num_tokens**2 * self._sizes.dim
+        q, k, v = self._queries_keys_values()
+        for name in measured_kernels(q, k, v)[0]:
+            say(f"self-attention by {name}")
+            kernel = attention_kernels()[name]
+            found = timed(lambda kernel=kernel: kernel(q, k, v), self._device)
+            yield Figure(name=f"self-attention by {name}", timed=found, flops=flops)
+
+    def plain(self, say: Say) -> Iterator[Figure]:
+        """What differs without Triton's kernels."""
+        sizes, n = self._sizes, self._bucket.num_tokens
+        for name, work, flops in (
+            (f"{BLOCK}, plain PyTorch", self.block(), dit_block(sizes, n).flops),
+            (f"{STEP}, plain PyTorch", self._step, 2 * dit_pass(sizes, n).flops),
+        ):
+            say(name)
+            yield Figure(name=name, timed=timed(work, self._device), flops=flops)
+
+    def account(self, say: Say, rates: dict[str, float]) -> Account:
+        """What a block's time goes to."""
+        say("what a block's time goes to")
+        work = dit_block(self._sizes, self._bucket.num_tokens)
+        return account_of_block(self.block(), work, self._device, **rates)
+
+    def compiled_by_another_row(self) -> int:
+        """Kernels that a clip of the same shape, with another text and other timesteps, has compiled anew."""
+        before = num_compiled(self._device)
+        context, latents = random_context(self._model, self._bucket, self._device), self._latents + 1
+        for timestep in (999, 1):
+            self._model(latents, timestep, context)
+        return num_compiled(self._device) - before
+
     def block(self) -> Work:
         """One block on the clip's tokens."""
         sizes, bucket, block = self._sizes, self._bucket, self._first_block()
@@ -203,9 +262,12 @@ class _DiTBench:
         return lambda: F.linear(x, weight, bias)
 
     def _attention(self) -> Work:
-        shape = (1, self._bucket.num_tokens, self._sizes.num_heads, self._sizes.dim // self._sizes.num_heads)
-        q, k, v = (torch.randn(shape, device=self._device, dtype=self._dtype) for _ in range(3))
+        q, k, v = self._queries_keys_values()
         return lambda: attend(q, k, v)
+
+    def _queries_keys_values(self) -> list[Tensor]:
+        shape = (1, self._bucket.num_tokens, self._sizes.num_heads, self._sizes.dim // self._sizes.num_heads)
+        return [torch.randn(shape, device=self._device, dtype=self._dtype) for _ in range(3)]
 
     def _predicted_bytes(self, *, offload_blocks: bool) -> float:
         """By the tensors alone, as torch counts what it allocates."""

@@ -13,6 +13,8 @@ from typing import TextIO
 import torch
 
 from wan_ray.errors import ConfigError
+from wan_ray.model.attention_kernels import chosen_kernels
+from wan_ray.speed.account import Account
 from wan_ray.speed.clock import device_name
 from wan_ray.speed.engine import STEP, Figure, Measured, measure
 from wan_ray.speed.random_models import Sizes
@@ -37,7 +39,6 @@ def run_engine_bench(options: argparse.Namespace) -> int:
 
 def as_json(settings: Settings, measured: Measured, *, command: str) -> dict[str, object]:
     """All that was measured, where, when and how to do it again."""
-    account = measured.account
     return {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -55,7 +56,11 @@ def as_json(settings: Settings, measured: Measured, *, command: str) -> dict[str
         "figures": {figure.name: _figure_json(figure, measured) for figure in measured.figures},
         "is_whole_model": settings.num_layers is None,
         "reckoned_step_ms": _reckoned(settings, measured),
-        "block_account": None if account is None else {**asdict(account), "least_ms": account.least_ms},
+        "block_accounts": {
+            name: {**asdict(account), "least_ms": account.least_ms} for name, account in measured.accounts.items()
+        },
+        "attention_kernels": chosen_kernels(),
+        "compiled_by_another_row": measured.compiled_by_another_row,
         "not_measured": measured.lacking,
     }
 
@@ -79,16 +84,24 @@ def table(settings: Settings, measured: Measured) -> Iterator[str]:
         yield f"{f'step of {layers} layers, reckoned':<28}{reckoned:>11.2f}"
     for part, why in measured.lacking.items():
         yield f"not measured: {part} ({why})"
-    account = measured.account
-    if account is not None:
-        yield ""
-        yield f"{'one DiT block, profiled':<28}{'ms':>11}{'share':>10}{'':>9}{'GB/s':>9}{'least ms':>20}"
-        for line in account.lines:
-            rate = line.moved_bytes / G / (line.ms / 1000) if line.ms else 0
-            yield f"  {line.kind:<26}{line.ms:>11.3f}{line.share:>10.1%}{'':>9}{rate:>9.1f}{line.least_ms:>20.3f}"
-        yield f"  {'all':<26}{account.ms:>11.3f}{1:>10.1%}{'':>9}{'':>9}{account.least_ms:>20.3f}"
-        for kernel in account.kernels:
-            yield f"    {kernel.ms:>9.3f} ms  {kernel.calls:>3} x {kernel.name[:90]}"
+    if chosen_kernels():
+        yield f"attention by {chosen_kernels()}"
+    if measured.compiled_by_another_row is not None:
+        yield f"kernels compiled by another row of this shape: {measured.compiled_by_another_row}"
+    for name, account in measured.accounts.items():
+        yield from _account_rows(name, account)
+
+
+def _account_rows(name: str, account: Account) -> Iterator[str]:
+    title = f"one DiT block by {name}"
+    yield ""
+    yield f"{title:<28}{'ms':>11}{'share':>10}{'':>9}{'GB/s':>9}{'least ms':>20}"
+    for line in account.lines:
+        rate = line.moved_bytes / G / (line.ms / 1000) if line.ms else 0
+        yield f"  {line.kind:<26}{line.ms:>11.3f}{line.share:>10.1%}{'':>9}{rate:>9.1f}{line.least_ms:>20.3f}"
+    yield f"  {'all':<26}{account.ms:>11.3f}{1:>10.1%}{'':>9}{'':>9}{account.least_ms:>20.3f}"
+    for kernel in account.kernels:
+        yield f"    {kernel.ms:>9.3f} ms  {kernel.calls:>3} x {kernel.name[:90]}"
 
 
 def _figure_json(figure: Figure, measured: Measured) -> dict[str, object]:

@@ -12,8 +12,10 @@ from torch import Tensor
 from wan_ray.costs.bucket import Bucket
 from wan_ray.degrees import Degrees
 from wan_ray.model.attention import WHOLE, Layout
+from wan_ray.model.attention_kernels import chosen_kernels
 from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.dit import PATCH, DiT
+from wan_ray.model.fused import elementwise_kernels
 from wan_ray.model.lora import Adapter
 from wan_ray.model.step_cache import StepCache
 from wan_ray.parallel.offload import Offload, Weights
@@ -180,7 +182,9 @@ class DenoiseStage:
     def _rendered_on(self) -> dict[str, str]:
         """What may round differently elsewhere."""
         device, groups = self._place.device, self._place.groups
+        kernels = {"attention": chosen_kernels(), "elementwise": elementwise_kernels(device)}
         return {
+            **(kernels if device.type == "cuda" else {}),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
             "dtype": str(self.model.get_parameter("blocks.0.self_attn.q.weight").dtype).removeprefix("torch."),
             "layout": str(groups.degrees if groups else Degrees()),
