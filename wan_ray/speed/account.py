@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
@@ -130,12 +131,18 @@ def _ops(events: list, *, on_gpu: bool) -> list[OpTime]:
     for event in events:
         name = labelled(event.name)
         if name is not None and event.device_type == DeviceType.CPU:
-            found[name].append((event.device_time_total if on_gpu else event.cpu_time_total) / 1000)
+            found[name].append((_kernels_us(event, event.name) if on_gpu else event.cpu_time_total) / 1000)
     ops = [
         OpTime(kind=_kind(*name), function=name[0], op=name[1], calls=len(times) // _RUNS, ms=sum(times) / _RUNS)
         for name, times in found.items()
     ]
     return sorted(ops, key=lambda op: -op.ms)
+
+
+def _kernels_us(event: Any, label: str) -> float:
+    """Of all kernels started under an event. A range's span on the GPU may be among them, by the range's name."""
+    own = sum(kernel.duration for kernel in event.kernels if kernel.name != label)
+    return own + sum(_kernels_us(child, label) for child in event.cpu_children)
 
 
 def _kernels(events: list) -> list[KernelTime]:

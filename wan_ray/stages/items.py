@@ -62,8 +62,8 @@ class Clip:
 class Item:
     """One manifest row on its way. name, attempt and content are its record's; request is None when it broke a rule.
 
-    seconds: per stage so far. weights: fingerprints of the model parts used. rendered_on: the DiT's device, dtype and
-    layout of ranks, and what was done for want of memory. tensors: what the next stage needs.
+    seconds: per stage so far. weights: fingerprints of the model parts used. rendered_on: the DiT's device, dtype,
+    kernels and layout of ranks, and what was done for want of memory. tensors: what the next stage needs.
     inputs: which frames of its sources it shows, and where their pixels went.
     prompt: the row's own, which the request's may be a rewrite of. extension: how that came about.
     """

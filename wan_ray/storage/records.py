@@ -22,9 +22,9 @@ class Record(BaseModel):
     name is the row's, attempt counts its records from 1: a later one replaces those before it, which stay as history.
     content is a hash of the resolved request, to tell when a row changed. row is the manifest's row number, clip a path
     relative to the output folder, seconds go by stage, weights by part of the model (fingerprints), rendered_on names
-    the DiT's device, dtype and layout of ranks, and what was done for want of memory; created_at is ISO 8601 in UTC.
-    extra holds the manifest's other columns; NaN in it is written as null, for JSON has no NaN. inputs says which
-    frames of its sources a clip shows and where their pixels went. extension says who rewrote the
+    the DiT's device, dtype, kernels and layout of ranks, and what was done for want of memory; created_at is ISO 8601
+    in UTC. extra holds the manifest's other columns; NaN in it is written as null, for JSON has no NaN. inputs says
+    which frames of its sources a clip shows and where their pixels went. extension says who rewrote the
     prompt into prompt_as_run, or why nobody did.
     """
 
