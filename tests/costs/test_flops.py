@@ -78,7 +78,10 @@ def test_a_pass_of_the_dit_is_what_torch_counts(name: str, width: int, height: i
         (VAESizes(), 832, 480, 17),
     ],
 )
-def test_the_vae_is_what_torch_counts(sizes: VAESizes, width: int, height: int, num_frames: int) -> None:
+def test_the_vae_is_what_torch_counts(
+    sizes: VAESizes, width: int, height: int, num_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "equal", lambda *_: False)  # frames that move; on meta they cannot be compared
     with torch.device("meta"):
         vae = WanVAE(VAEArchitecture(base_dim=sizes.base_dim, num_res_blocks=sizes.num_res_blocks))
         latents = torch.empty(1, 16, (num_frames - 1) // 4 + 1, height // 8, width // 8)

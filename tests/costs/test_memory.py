@@ -160,7 +160,10 @@ def test_a_pass_keeps_and_moves_as_many_bytes_as_predicted(variant: str) -> None
 
 @pytest.mark.usefixtures("flash")
 @pytest.mark.parametrize(("width", "height", "num_frames"), [(832, 480, 9), (1280, 720, 9), (1024, 1024, 1)])
-def test_the_vae_keeps_as_many_bytes_as_predicted(width: int, height: int, num_frames: int) -> None:
+def test_the_vae_keeps_as_many_bytes_as_predicted(
+    width: int, height: int, num_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "equal", lambda *_: False)  # frames that move; on meta they cannot be compared
     bucket = Bucket("i2v-14B-720P", "i2v", width, height, num_frames, 40)
     with torch.device("meta"):
         vae = WanVAE(VAEArchitecture(base_dim=96, num_res_blocks=2))
