@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wan_ray.costs.bucket import Bucket
+from wan_ray.costs.memory import denoise_memory
+from wan_ray.degrees import Degrees
 from wan_ray.model.debug import DebugSizes
-from wan_ray.model.dit import DiT
+from wan_ray.model.dit import DiT, parameter_dtype
 from wan_ray.parallel.offload import BlockOffload, ModelOffload, Weights
+from wan_ray.variants import get_variant
 
 CPU = torch.device("cpu")
 
@@ -132,6 +136,23 @@ def test_a_denoiser_keeps_two_blocks_and_what_is_outside_blocks_where_it_compute
     assert residence.most_bytes <= 2 * largest
     assert offload.resident_bytes <= 2 * (largest + 256 * most_parameters)
     assert {name: p.data_ptr() for name, p in model.named_parameters() if name in rest} == rest
+
+
+@pytest.mark.parametrize("variant", ["t2v-1.3B", "vace-1.3B"])
+def test_an_offloaded_denoiser_of_released_width_holds_as_many_bytes_as_predicted(variant: str) -> None:
+    released = get_variant(variant).architecture
+    assert released is not None
+    sizes = replace(released, num_layers=3, vace_layers=released.vace_layers and (0, 2))
+    with torch.device("meta"):
+        model = DiT(sizes).requires_grad_(False)
+    model.to_empty(device=CPU)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(parameter_dtype(name, torch.bfloat16))
+    outside = sum(parameter.nbytes for name, parameter in model.named_parameters() if "blocks." not in name)
+    held = outside + BlockOffload(model, model.blocks_in_order(), CPU).resident_bytes
+    bucket = Bucket(variant, "", 832, 480, 81, 50)
+    predicted = denoise_memory(sizes, bucket, degrees=Degrees(), offload_blocks=True).weights
+    assert predicted == pytest.approx(held, rel=0.05)
 
 
 def test_a_whole_model_is_where_it_computes_only_while_it_is_entered() -> None:
