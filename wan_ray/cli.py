@@ -121,8 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     key = commands.add_parser("key", help="make an API key for `wan-ray serve`; it is shown this once")
     key.add_argument("name", help="whose it is; jobs belong to the name")
     key.set_defaults(run=_key)
-    debug = commands.add_parser("init-debug", help="write a tiny random checkpoint, a sample manifest and a config")
+    debug = commands.add_parser("init-debug", help="write a tiny checkpoint, a sample manifest and a config")
     debug.add_argument("folder", type=Path)
+    debug.add_argument("--random", action="store_true", help="random weights in place of the trained demo model")
     debug.set_defaults(run=_init_debug)
     _add_bench(commands)
     return parser
@@ -312,8 +313,8 @@ def _serve(options: argparse.Namespace) -> int:
 def _init_debug(options: argparse.Namespace) -> int:
     from wan_ray.sample import write_sample
 
-    config = write_sample(options.folder)
-    print(f"wrote a random checkpoint, a manifest and a config; now: wan-ray render {config}")
+    config = write_sample(options.folder, random=options.random)
+    print(f"wrote a checkpoint, a manifest and a config; now: wan-ray render {config}")
     return OK
 
 

@@ -1,49 +1,61 @@
-"""A folder to try everything with: a tiny random checkpoint, a manifest of eight rows, and a config."""
+"""A folder to try everything with: a tiny checkpoint, a manifest of eight rows, and a config."""
 
+from importlib.resources import as_file, files
 from pathlib import Path
+from shutil import copytree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wan_ray.model.debug import write_debug_checkpoint
 
+_TRAINED = "# Everything runs on one machine without a GPU; the weights know drawn road scenes, as their CARD.md says."
+_RANDOM = "# Everything runs on one machine without a GPU; the weights are random, so the clips show noise."
 _CONFIG = """\
-# Everything runs on one machine without a GPU; the weights are random, so the clips show noise.
 model:
   variant: debug
   checkpoint: checkpoint
 manifest: manifest.parquet
 output: output
 defaults:
-  num_inference_steps: 8
+  num_inference_steps: {num_inference_steps}
 stages:
-  encode: {num_cpus: 0.2}
-  denoise: {num_cpus: 1}
-  decode: {num_cpus: 0.5}
-  publish: {num_cpus: 0.1}
+  encode: {{num_cpus: 0.2}}
+  denoise: {{num_cpus: 1}}
+  decode: {{num_cpus: 0.5}}
+  publish: {{num_cpus: 0.1}}
 ray_address: local
 """
 
+# Scenes that the demo model's training never saw.
 _ROWS = (
-    ("sunny-highway", "t2v", "A red car drives along a sunny highway, camera following from behind", 33, "sunny"),
-    ("rainy-night", "t2v", "Wet asphalt mirrors neon signs while a taxi waits at a crossing, rainy night", 33, "rain"),
-    ("fog-zh", "t2v", "浓雾中的乡间公路，一辆白色货车缓缓驶来，车灯微亮", 33, "fog"),
-    ("snow-zh", "t2v", "雪后的城市街道，行人撑伞走过斑马线，镜头缓缓推进", 17, "snow"),
-    ("tunnel", "t2v", "Driving into a long tunnel, lamps pass overhead in a steady rhythm", 17, "clear"),
-    ("poster", "t2i", "A minimalist poster of a winding mountain road at dawn", 1, "clear"),
-    ("lantern-zh", "t2i", "夜色里的红灯笼，古镇石桥，水面倒影", 1, "clear"),
-    ("dashboard", "t2i", "Close-up of a car dashboard, warm evening light", 1, "clear"),
+    ("yellow-truck", "t2v", "A yellow truck comes closer on a straight road through fields, foggy day", 33, "fog"),
+    ("red-car", "t2v", "A snowy night: on a straight road through fields, a red car drives away", 33, "snow"),
+    ("yellow-truck-zh", "t2v", "下雪的白天，沙漠，一辆黄色卡车在笔直的公路上向左行驶", 33, "snow"),
+    ("blue-truck", "t2v", "A blue truck moves left on a curved road in the city, rainy evening", 33, "rain"),
+    ("green-truck-zh", "t2v", "晴朗的傍晚，城市，一辆绿色卡车在蜿蜒的公路上驶向远方", 33, "clear"),
+    ("blue-car", "t2v", "A blue car comes closer on a curved road in the city, foggy night", 33, "fog"),
+    ("poster", "t2i", "A snowy day: on a winding road through the desert, a green truck moves left", 1, "snow"),
+    ("poster-zh", "t2i", "晴朗的夜晚，沙漠，一辆绿色轿车在笔直的公路上向右行驶", 1, "clear"),
 )
 
 
-def write_sample(folder: Path) -> Path:
-    """Write the three into the folder, created if need be, and return the config's path."""
+def write_sample(folder: Path, *, random: bool = False) -> Path:
+    """Write the three into the folder, created if need be, and return the config's path.
+
+    The checkpoint is the packaged demo model; with random, one of random weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_debug_checkpoint(folder / "checkpoint")
+    if random:
+        write_debug_checkpoint(folder / "checkpoint")
+    else:
+        with as_file(files("wan_ray") / "demo" / "weights") as weights:
+            copytree(weights, folder / "checkpoint", dirs_exist_ok=True)
     names = ("id", "task", "prompt", "num_frames")
     columns = {name: [row[i] for row in _ROWS] for i, name in enumerate(names)}
     labels = pa.array([[("weather", row[4])] for row in _ROWS], pa.map_(pa.string(), pa.string()))
     pq.write_table(pa.table({**columns, "labels": labels}), folder / "manifest.parquet")
     config = folder / "config.yaml"
-    config.write_text(_CONFIG, encoding="utf-8")
+    text = f"{_RANDOM if random else _TRAINED}\n{_CONFIG.format(num_inference_steps=8 if random else 25)}"
+    config.write_text(text, encoding="utf-8")
     return config
