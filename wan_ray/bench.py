@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TextIO, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from wan_ray.model.vae import VAEArchitecture
 from wan_ray.request import RenderRequest
 from wan_ray.resolved import ResolvedRequest, resolve
 from wan_ray.speed.clock import device_name
+from wan_ray.speed.settings import with_folder, write_out
 from wan_ray.variants import DiTArchitecture, get_variant
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -125,10 +126,9 @@ def run_bench(*, num_clips: int, json_file: Path | None, sizes: BenchSizes | Non
     """
     if num_clips < 1:
         raise ConfigError(f"--clips {num_clips} renders nothing; use 1 or more")
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file = with_folder(json_file)
     report = compare_engines(sizes or BenchSizes(), num_clips)
-    _write(sys.stdout, table(report))
+    write_out(sys.stdout, table(report))
     if json_file is not None:
         json_file.write_text(report.to_json(), encoding="utf-8")
     return 0 if report.outputs_agree else 1
@@ -144,7 +144,7 @@ def compare_engines(sizes: BenchSizes, num_clips: int) -> Report:
         # Spawned, not forked: a fork would count this process's memory, and torch's threads do not survive it.
         spawn = get_context("spawn")
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for name in ENGINES}
-        _write(sys.stderr, "loading both engines; one warm-up clip each")
+        write_out(sys.stderr, "loading both engines; one warm-up clip each")
         loading = {name: pool.submit(process_state, name, folder) for name, pool in pools.items()}
         loaded = {name: state.result() for name, state in loading.items()}
         for number, request in enumerate([requests[0], *requests]):
@@ -152,7 +152,7 @@ def compare_engines(sizes: BenchSizes, num_clips: int) -> Report:
                 run = pool.submit(render, name, folder, request).result()
                 if number > 0:
                     runs[name].append(run)
-                    _write(sys.stderr, f"clip {number} of {num_clips} by {name}: {run.seconds['clip']:.2f} s")
+                    write_out(sys.stderr, f"clip {number} of {num_clips} by {name}: {run.seconds['clip']:.2f} s")
         ended = {name: pool.submit(process_state, name, folder).result() for name, pool in pools.items()}
     return _report(sizes, runs, loaded=loaded, ended=ended)
 
@@ -234,8 +234,3 @@ def _report(
 
 def _row(label: str, figure: Compared, *, digits: int) -> str:
     return f"{label:<22}{figure.diffusers:>12.{digits}f}{figure.wan_ray:>12.{digits}f}{figure.ratio:>8.2f}x"
-
-
-def _write(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
-    stream.flush()

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TextIO
 
 import numpy as np
 
@@ -21,21 +20,15 @@ from wan_ray.model.debug import write_debug_checkpoint
 from wan_ray.renderer import Renderer
 from wan_ray.request import RenderRequest, parse_row
 from wan_ray.resolved import resolve
+from wan_ray.sample import ROWS
 from wan_ray.speed.clock import device_name
-from wan_ray.speed.settings import json_file, size_of
+from wan_ray.speed.settings import size_of, with_folder, write_out
 from wan_ray.stages.items import Item
 from wan_ray.stages.publish import package_versions
 from wan_ray.variants import QUALITIES
 
 # Roads, for most who render many clips render these, and the demo model knows nothing else.
-PROMPTS = (
-    "A yellow truck comes closer on a straight road through fields, foggy day",
-    "A snowy night: on a straight road through fields, a red car drives away",
-    "下雪的白天，沙漠，一辆黄色卡车在笔直的公路上向左行驶",
-    "A blue truck moves left on a curved road in the city, rainy evening",
-    "晴朗的傍晚，城市，一辆绿色卡车在蜿蜒的公路上驶向远方",
-    "A blue car comes closer on a curved road in the city, foggy night",
-)
+PROMPTS = tuple(prompt for _, task, prompt, *_ in ROWS if task == "t2v")
 _CACHES = (0.03, 0.05, 0.08, 0.12, 0.2)
 _STOPS = (0.8, 0.6, 0.4)
 
@@ -77,7 +70,7 @@ def run_quality_bench(options: argparse.Namespace) -> int:
     """
     if not 1 <= options.clips <= len(PROMPTS):
         raise ConfigError(f"--clips {options.clips}: there are {len(PROMPTS)} prompts; use 1 to {len(PROMPTS)}")
-    file = json_file(options)
+    file = with_folder(options.json)
     with tempfile.TemporaryDirectory(prefix="wan-ray-bench-") as folder:
         if options.checkpoint is None:
             write_debug_checkpoint(Path(folder))
@@ -86,9 +79,9 @@ def run_quality_bench(options: argparse.Namespace) -> int:
     requests = [_request(options, number) for number in range(options.clips)]
     resolve(requests[0], renderer.variant)  # refuses what no setting could render
     figures = measure(renderer, requests, settings_of(options.steps))
-    _write(sys.stdout, "\n".join(table(renderer, requests[0], figures)))
+    write_out(sys.stdout, "\n".join(table(renderer, requests[0], figures)))
     if options.checkpoint is None:
-        _write(sys.stdout, "\nof random weights: what a shortcut saves and costs with real ones, they do not tell")
+        write_out(sys.stdout, "\nof random weights: what a shortcut saves and costs with real ones, they do not tell")
     if file is not None:
         told = {
             "device": device_name(renderer.decode.device),
@@ -113,7 +106,7 @@ def measure(
         for name, setting in settings.items():
             seconds, computed, frames = _timed(renderer, request.model_copy(update=dict(setting)))
             samples[name].append((exact_s / seconds, seconds, computed, likeness(frames, exact)))
-            _write(sys.stderr, f"prompt {number} of {len(requests)}, {name}: {seconds:.2f} s, exact {exact_s:.2f} s")
+            write_out(sys.stderr, f"prompt {number} of {len(requests)}, {name}: {seconds:.2f} s, exact {exact_s:.2f} s")
     return {name: _figures(settings[name], found) for name, found in samples.items()}
 
 
@@ -175,8 +168,3 @@ def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _finite(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
-    stream.flush()

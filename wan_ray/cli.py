@@ -139,7 +139,7 @@ def _add_bench(commands: Any) -> None:
     quality = bench.add_argument_group("with --quality")
     quality.add_argument("--checkpoint", type=Path, help="folder of weights (default: small random ones)")
     quality.add_argument("--steps", type=int, default=50, help="of the exact clips (default 50)")
-    add_engine_arguments(bench.add_argument_group("with --engine"))
+    add_engine_arguments(bench.add_argument_group("with --engine; size, frames, device and dtype with --quality too"))
     bench.set_defaults(run=_bench)
 
 

@@ -6,7 +6,7 @@ A rule stands in one place (that of the column `vace` in vace_request.py) and sa
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -33,7 +33,6 @@ MAX_SEED = 2**63 - 1
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
-T = TypeVar("T")
 Compat = Literal["released"]
 MEDIA_FIELDS = ("image", "last_image", "control_video", "mask_video", "reference_images")
 MEDIA_OF: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {  # task -> (must have, may have)

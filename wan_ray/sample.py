@@ -28,7 +28,7 @@ ray_address: local
 """
 
 # Scenes that the demo model's training never saw.
-_ROWS = (
+ROWS = (
     ("yellow-truck", "t2v", "A yellow truck comes closer on a straight road through fields, foggy day", 33, "fog"),
     ("red-car", "t2v", "A snowy night: on a straight road through fields, a red car drives away", 33, "snow"),
     ("yellow-truck-zh", "t2v", "下雪的白天，沙漠，一辆黄色卡车在笔直的公路上向左行驶", 33, "snow"),
@@ -52,8 +52,8 @@ def write_sample(folder: Path, *, random: bool = False) -> Path:
         with as_file(files("wan_ray") / "demo" / "weights") as weights:
             copytree(weights, folder / "checkpoint", dirs_exist_ok=True)
     names = ("id", "task", "prompt", "num_frames")
-    columns = {name: [row[i] for row in _ROWS] for i, name in enumerate(names)}
-    labels = pa.array([[("weather", row[4])] for row in _ROWS], pa.map_(pa.string(), pa.string()))
+    columns = {name: [row[i] for row in ROWS] for i, name in enumerate(names)}
+    labels = pa.array([[("weather", row[4])] for row in ROWS], pa.map_(pa.string(), pa.string()))
     pq.write_table(pa.table({**columns, "labels": labels}), folder / "manifest.parquet")
     config = folder / "config.yaml"
     text = f"{_RANDOM if random else _TRAINED}\n{_CONFIG.format(num_inference_steps=8 if random else 25)}"

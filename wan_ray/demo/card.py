@@ -1,6 +1,5 @@
 """The card beside the weights: what they were trained on, how long, and what was measured."""
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 
 from wan_ray.demo.captions import NUM_SCENES, is_held_out
 from wan_ray.demo.scenes import HEIGHT, NUM_FRAMES, WIDTH
+from wan_ray.speed.clock import device_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +88,5 @@ def effort_of(folder: Path, parameters: Mapping[str, int], *, seed: int, device:
         steps={name: state["steps_done"] for name, state in states.items()},
         seconds={name: state["seconds"] for name, state in states.items()},
         seed=seed,
-        machine=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        machine=device_name(device) + ("" if device.type == "cuda" else f", {torch.get_num_threads()} thread(s)"),
     )
-
-
-def _processor() -> str:
-    """The CPU by name, and how many threads torch computes with."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"

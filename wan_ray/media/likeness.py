@@ -7,10 +7,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 
 from wan_ray.errors import StageError
+from wan_ray.media.video import ffmpeg, raw_frames
 
 _LOG_CHARS = 2000
 # VMAF's model for copies of one source, which gives no points for more contrast than the source has.
@@ -40,11 +40,11 @@ def likeness(found: np.ndarray, wanted: np.ndarray) -> Likeness:
         raise StageError(f"clips of {list(found.shape)} and {list(wanted.shape)} cannot be compared; use one size")
     _, height, width, _ = found.shape
     with tempfile.TemporaryDirectory(prefix="wan-ray-") as folder:
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"]
+        command = [*ffmpeg("info"), "-nostats"]
         for name, frames in (("found", found), ("wanted", wanted)):
             file = Path(folder) / name
             frames.tofile(file)
-            command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-i", str(file)]
+            command += [*raw_frames(width=width, height=height), "-i", str(file)]
         ended = subprocess.run(
             [*command, "-lavfi", _GRAPH, "-f", "null", "-"], capture_output=True, text=True, check=False
         )

@@ -133,7 +133,7 @@ def probe(path: str | Path) -> VideoInfo:
 def _encode_command(
     path: Path, *, width: int, height: int, fps: float, crf: float, preset: str, threads: int
 ) -> list[str]:
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", str(fps), "-i", "pipe:0"]
+    source = [*raw_frames(width=width, height=height), "-framerate", str(fps), "-i", "pipe:0"]
     # scale converts with the BT.709 matrix (its default for RGB is BT.601), setparams tells the encoder so.
     convert = f"scale=out_color_matrix=bt709:out_range=tv:{_SCALER},format=yuv420p"
     tag = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
@@ -141,10 +141,16 @@ def _encode_command(
     # Keeps ffmpeg's name and version out of the file; x264's own note on its settings stays, inside the stream.
     bare = ["-map_metadata", "-1", "-metadata:s:v", "encoder=", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
     container = ["-movflags", "+faststart", "-f", "mp4", str(path)]
-    return [*_ffmpeg("warning"), *source, "-vf", f"{convert},{tag}", *encoder, *bare, *container]
+    return [*ffmpeg("warning"), *source, "-vf", f"{convert},{tag}", *encoder, *bare, *container]
 
 
-def _ffmpeg(level: str) -> list[str]:
+def raw_frames(*, width: int, height: int) -> list[str]:
+    """That the next input is RGB frames as they lie in memory."""
+    return ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+
+
+def ffmpeg(level: str) -> list[str]:
+    """The start of a command; level: which of ffmpeg's words are wanted."""
     return [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-y", "-v", level]
 
 
@@ -172,7 +178,7 @@ def _feed(stdin: BinaryIO, chunks: Iterable[np.ndarray], frame_shape: tuple[int,
 def _read_with_ffmpeg(path: str | Path, *output: str) -> tuple[bytes, str]:
     """What ffmpeg makes of the file's first video stream on stdout, and what it says meanwhile."""
     path = Path(path).absolute()
-    command = [*_ffmpeg("info"), "-i", str(path), "-map", "0:v:0", *output, "pipe:1"]
+    command = [*ffmpeg("info"), "-i", str(path), "-map", "0:v:0", *output, "pipe:1"]
     finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if finished.returncode != 0:
         raise _failure(path.name, finished.returncode, finished.stderr)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import NamedTuple
 
@@ -92,9 +92,9 @@ def _flash_3(function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Kernel:
 
 def _choose(kind: Kind, q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> str:
     probed = q_BNHD[:, :_PROBED_QUERIES], k_BLHD, v_BLHD
-    milliseconds, refused = measured_kernels(*probed)
-    best = min(milliseconds.values())
-    name = next(name for name, ms in milliseconds.items() if ms <= best * _UNSURE)
+    measured, refused = measured_kernels(*probed)
+    best = min(measured.values())
+    name = next(name for name, ms in measured.items() if ms <= best * _UNSURE)
     logger.info(
         "attention kernel: kernel=%s head_dim=%d dtype=%s queries=%d keys=%d device=%s ms=%s refused=%s",
         name,
@@ -103,7 +103,7 @@ def _choose(kind: Kind, q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> str:
         kind.queries,
         kind.keys,
         kind.device,
-        {name: round(ms, 3) for name, ms in milliseconds.items()},
+        {name: round(ms, 3) for name, ms in measured.items()},
         refused,
     )
     return name
@@ -116,32 +116,34 @@ def measured_kernels(q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[di
     torch's own choice counts only where no other works. OutOfMemoryError as torch raises it.
     """
     wanted = torch_attention(q_BNHD, k_BLHD, v_BLHD).float()
-    milliseconds: dict[str, float] = {}
+    measured: dict[str, float] = {}
     refused: dict[str, str] = {}
     for name, kernel in attention_kernels().items():
-        if name == "torch" and milliseconds:
+        if name == "torch" and measured:
             continue
         try:
             error = (kernel(q_BNHD, k_BLHD, v_BLHD).float() - wanted).norm() / wanted.norm()
             if not error < _FAR:
                 refused[name] = f"it differs by {error:.1e}"
                 continue
-            milliseconds[name] = min(_ms(kernel, q_BNHD, k_BLHD, v_BLHD) for _ in range(_RUNS))
+            work = partial(kernel, q_BNHD, k_BLHD, v_BLHD)
+            measured[name] = min(milliseconds(work, q_BNHD.device) for _ in range(_RUNS))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, AssertionError) as why:  # not for this GPU, dtype or head width
             refused[name] = f"{why}"[:200]
-    return milliseconds, refused
+    return measured, refused
 
 
-def _ms(kernel: Kernel, q_BNHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> float:
-    if not q_BNHD.is_cuda:
+def milliseconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one run, by the device's own clock where that is a GPU."""
+    if device.type != "cuda":
         started = time.perf_counter()
-        kernel(q_BNHD, k_BLHD, v_BLHD)
+        work()
         return 1000 * (time.perf_counter() - started)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    kernel(q_BNHD, k_BLHD, v_BLHD)
+    work()
     end.record()
     end.synchronize()
     return start.elapsed_time(end)

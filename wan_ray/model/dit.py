@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_ray.model.attention import WHOLE, Layout, Sources
-from wan_ray.model.blocks import Block, ImageEmbedding, VaceBlock, modulate
+from wan_ray.model.blocks import Block, ImageEmbedding, VaceBlock
+from wan_ray.model.fused import modulate
 from wan_ray.model.rope import rotary_table
 from wan_ray.model.step_cache import PassCache
 from wan_ray.variants import DiTArchitecture

@@ -15,13 +15,14 @@ class StepCache:
     """One clip's decisions. threshold: the relative change of what the first block adds below which a step is not
     computed.
 
-    agree hands rank 0's decision to all ranks of a gang. num_computed counts the computed ones of num_steps.
+    agree hands rank 0's decision to all ranks of a gang; reuses is that on the step at hand. num_computed counts the
+    computed ones of num_steps.
     """
 
     def __init__(self, threshold: float, *, agree: Callable[[int], int] = lambda decision: decision) -> None:
         self._threshold = threshold
         self._agree = agree
-        self._reuses = False
+        self.reuses = False
         self._first_BND: Tensor | None = None
         self.num_steps = 0
         self.num_computed = 0
@@ -33,21 +34,16 @@ class StepCache:
 
     def decide(self, first_BND: Tensor, layout: Layout) -> bool:
         """Whether this step takes over what was computed before, by what its first block added to the stream."""
-        self._reuses = bool(self._agree(int(self._is_small_change(first_BND, layout))))
+        self.reuses = bool(self._agree(int(self._is_small_change(first_BND, layout))))
         self.num_steps += 1
-        if not self._reuses:
+        if not self.reuses:
             self.num_computed += 1
             self._first_BND = first_BND
-        return self._reuses
+        return self.reuses
 
     def forget(self) -> None:
         """Have the next step computed."""
         self._first_BND = None
-
-    @property
-    def reuses(self) -> bool:
-        """The decision on this step."""
-        return self._reuses
 
     def _is_small_change(self, first_BND: Tensor, layout: Layout) -> bool:
         if self._first_BND is None:

@@ -81,12 +81,17 @@ def pace(table: np.ndarray, over_s: float) -> Pace:
     )
 
 
+def records_since(table: np.ndarray, started_s: float) -> np.ndarray:
+    """Those that a run, or another beside it, has made since it began."""
+    return table[np.searchsorted(table["time_s"], started_s) :]
+
+
 def run_pace(table: np.ndarray, *, started_s: float, num_pending: int | None) -> RunPace | None:
     """The pace since a run began with num_pending rows to do; None before its first record.
 
     The index trails the records: times count to its last row, not to now.
     """
-    since = table[np.searchsorted(table["time_s"], started_s) :]
+    since = records_since(table, started_s)
     if not len(since):
         return None
     last_s = float(since["time_s"][-1])

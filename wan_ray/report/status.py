@@ -13,7 +13,7 @@ from wan_ray.errors import StorageError
 from wan_ray.report.at_work import AtWork, at_work
 from wan_ray.report.counts import MAX_LABEL_VALUES, Counts, LabelCounts, count
 from wan_ray.report.figures import duration, figure, moment
-from wan_ray.report.pace import Pace, RunPace, pace, run_pace
+from wan_ray.report.pace import Pace, RunPace, pace, records_since, run_pace
 from wan_ray.report.rows import Rows, gpus_held, read_rows, while_parts_stay
 from wan_ray.storage.blob import Store
 from wan_ray.storage.paths import RUNS
@@ -76,7 +76,6 @@ def read_status(output: str) -> Status:
 
     rows, counts = while_parts_stay(store, read)
     pending, started = runs[-1].get("num_pending"), started_s(runs[-1])
-    since = rows.table[np.searchsorted(rows.table["time_s"], started) :]
     return Status(
         output=store.location(""),
         at_s=time.time(),
@@ -88,7 +87,7 @@ def read_status(output: str) -> Status:
             started_s=started,
             num_pending=pending if isinstance(pending, int) else None,
         ),
-        at_work=at_work(runs[-1], since, started_s=started),
+        at_work=at_work(runs[-1], records_since(rows.table, started), started_s=started),
         all_runs=pace(rows.table, 0.0),
         is_running=runs[-1]["status"] == "running" and runs[-1]["run_id"] in living_runs(store),
     )

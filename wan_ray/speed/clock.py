@@ -2,13 +2,13 @@
 
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from wan_ray.model.attention_kernels import milliseconds
 from wan_ray.speed.traffic import Traffic
 
 _MIN_RUNS, _MAX_RUNS, _ENOUGH_S = 3, 20, 2.0
@@ -40,7 +40,7 @@ def timed(work: Work, device: torch.device) -> Timed:
         torch.cuda.reset_peak_memory_stats(device)
     samples: list[float] = []
     while len(samples) < _MIN_RUNS or (len(samples) < _MAX_RUNS and sum(samples) < _ENOUGH_S * 1000):
-        samples.append(_gpu_ms(work, device) if on_gpu else _cpu_ms(work))
+        samples.append(milliseconds(work, device))
     return Timed(
         ms=statistics.median(samples),
         samples_ms=samples,
@@ -74,18 +74,3 @@ def device_name(device: torch.device) -> str:
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-
-
-def _gpu_ms(work: Work, device: torch.device) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    work()
-    end.record()
-    torch.cuda.synchronize(device)
-    return start.elapsed_time(end)
-
-
-def _cpu_ms(work: Work) -> float:
-    started = time.perf_counter()
-    work()
-    return 1000 * (time.perf_counter() - started)

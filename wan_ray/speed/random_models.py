@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wan_ray.costs.bucket import Bucket
 from wan_ray.costs.flops import ImageEncoderSizes, TextEncoderSizes, VAESizes
+from wan_ray.model.blocks import IMAGE_WIDTH
 from wan_ray.model.dit import TEXT_LENGTH, Context, DiT, parameter_dtype
 from wan_ray.model.vae import VAEArchitecture, WanVAE
 from wan_ray.model.weights import TensorFiles, load_, shapes_of
@@ -101,7 +102,7 @@ def random_context(model: DiT, bucket: Bucket, device: torch.device) -> Context:
     """Of one text of full length, and an image or a control where the model has one."""
     sizes, extra = model.architecture, {}
     if sizes.image_tokens:
-        extra["image_features"] = torch.randn(sizes.image_tokens, 1280, device=device)
+        extra["image_features"] = torch.randn(sizes.image_tokens, IMAGE_WIDTH, device=device)
         extra["condition"] = torch.randn(20, *_latent_shape(bucket), device=device)
     if sizes.vace_layers:
         extra["vace_context"] = torch.randn(sizes.vace_in_channels, *_latent_shape(bucket), device=device)

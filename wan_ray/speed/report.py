@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from typing import TextIO
 
 import torch
 
@@ -18,20 +16,20 @@ from wan_ray.speed.account import Account
 from wan_ray.speed.clock import device_name
 from wan_ray.speed.engine import STEP, Figure, Measured, measure
 from wan_ray.speed.random_models import Sizes
-from wan_ray.speed.settings import Settings, engine_command, json_file
-from wan_ray.version import VERSION
+from wan_ray.speed.settings import Settings, engine_command, with_folder, write_out
+from wan_ray.version import installed
 
 T, G = 1e12, 1e9
 
 
 def run_engine_bench(options: argparse.Namespace) -> int:
     """0; ConfigError when the settings cannot be measured here."""
-    settings, file = Settings.from_options(options), json_file(options)
+    settings, file = Settings.from_options(options), with_folder(options.json)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no GPU here; use --device cpu")
-    measured = measure(settings, lambda name: _write(sys.stderr, f"measuring: {name}"))
+    measured = measure(settings, lambda name: write_out(sys.stderr, f"measuring: {name}"))
     report = as_json(settings, measured, command=engine_command(options))
-    _write(sys.stdout, "\n".join(table(settings, measured)))
+    write_out(sys.stdout, "\n".join(table(settings, measured)))
     if file is not None:
         file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -144,17 +142,7 @@ def _reckoned(settings: Settings, measured: Measured) -> float | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"wan-ray": VERSION, "python": platform.python_version(), "torch": torch.__version__}
-    for package in ("triton", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    found = {"python": platform.python_version(), "torch": torch.__version__, **installed("triton", "transformers")}
     if torch.cuda.is_available():
         found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return found
-
-
-def _write(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
-    stream.flush()

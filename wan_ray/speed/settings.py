@@ -4,7 +4,7 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, Self, TextIO, get_args
 
 from wan_ray.errors import ConfigError
 from wan_ray.variants import Variant, get_variant
@@ -70,11 +70,17 @@ def engine_command(options: argparse.Namespace) -> str:
     return " ".join(["wan-ray bench --engine", *flags])
 
 
-def json_file(options: argparse.Namespace) -> Path | None:
-    """Where the figures go, with its folder made."""
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-    return options.json
+def with_folder(file: Path | None) -> Path | None:
+    """Where figures go, with its folder made."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def write_out(stream: TextIO, text: str) -> None:
+    """A line, at once."""
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 def size_of(text: str) -> tuple[int, int]:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from wan_ray.errors import ChecksumError, StorageError
@@ -15,7 +14,7 @@ from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
 from wan_ray.storage.paths import clip_key
 from wan_ray.storage.records import Record, RecordStore
-from wan_ray.version import VERSION
+from wan_ray.version import installed
 from wan_ray.wording import without_secrets
 
 _UPLOADS = 3
@@ -139,10 +138,4 @@ def package_versions() -> dict[str, str]:
 
 @cache  # looking them up takes milliseconds, and every record has them
 def _versions() -> dict[str, str]:
-    found = {"wan-ray": VERSION}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed(*_PACKAGES)
