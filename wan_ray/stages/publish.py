@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from wan_ray.errors import ChecksumError, StorageError
+from wan_ray.resolved import RESOLVED_FIELDS
 from wan_ray.stages.items import Item
 from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
@@ -20,15 +21,9 @@ from wan_ray.wording import without_secrets
 _UPLOADS = 3
 _PACKAGES = ("torch", "transformers", "tokenizers", "ray")
 _REQUEST_FIELDS = (
+    *RESOLVED_FIELDS,
     "variant",
     "task",
-    "negative_prompt",
-    "num_frames",
-    "fps",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "solver",
     "seed",
     "context_scale",
     "quality",
