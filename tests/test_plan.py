@@ -10,6 +10,13 @@ import pytest
 import yaml
 
 from wan_ray.cli import INVALID, OK, main
+from wan_ray.config import HardwareSection, ModelSection
+from wan_ray.costs.layout import Layout, estimate
+from wan_ray.renderer import Renderer
+from wan_ray.request import RenderRequest
+from wan_ray.resolved import resolve
+from wan_ray.stages.read import bucket_of
+from wan_ray.variants import get_variant
 
 NUM_ROWS = 10_000
 STAGES = {
@@ -99,3 +106,61 @@ def test_a_layout_that_cannot_work_is_an_error_that_names_one(planned: Callable[
     assert (code, out) == (INVALID, "")
     assert "wants 1 x 16 GPUs" in err
     assert "use gang: {cfg_degree: 2, ulysses_degree: 4}" in err
+
+
+@pytest.fixture(scope="module")
+def computed(debug_checkpoint: Path) -> Callable[..., int]:
+    """computed(columns...): how often a render of 10 steps calls the denoiser."""
+    renderer, calls = Renderer.from_checkpoint(debug_checkpoint, dtype="float32", device="cpu"), []
+    renderer.denoise.model.register_forward_hook(lambda *_: calls.append(1))
+
+    def render(**columns: float) -> int:
+        calls.clear()
+        row = {"prompt": "A tunnel", "width": 64, "height": 48, "num_frames": 5, "num_inference_steps": 10}
+        renderer(RenderRequest.model_validate({**row, **columns}))
+        return len(calls)
+
+    return render
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"guidance_scale": 1.0},
+        {"guidance_stop": 0.6},
+        {"guidance_start": 0.25, "guidance_stop": 0.75},
+        {"guidance_start": 0.96},  # no step is that late
+        {"guidance_scale": 1.0, "guidance_stop": 0.6},
+    ],
+)
+def test_a_row_s_passes_and_time_are_those_that_its_render_computes(
+    planned: Callable[..., tuple[int, str, str]], computed: Callable[..., int], columns: dict[str, float]
+) -> None:
+    passes, full = computed(**columns), computed()
+    assert full == 20
+    row = {"prompt": "A tunnel", "num_inference_steps": 10, **columns}
+    model = {"variant": "t2v-14B", "checkpoint": "none"}
+    _, out, _ = planned({name: [value] for name, value in row.items()}, model=model)
+    assert out.splitlines()[3].split()[-2:] == ["10", f"{passes}"]
+    shapes = (
+        bucket_of(resolve(RenderRequest.model_validate(one), get_variant("t2v-14B")))
+        for one in (row, {"prompt": "A tunnel", "num_inference_steps": 10})
+    )
+    mine, whole = (
+        estimate(ModelSection.model_validate(model), shape, Layout(), HardwareSection.model_validate(HARDWARE))
+        for shape in shapes
+    )
+    assert mine.seconds / whole.seconds == pytest.approx(passes / full, rel=1e-3)
+
+
+def test_rows_with_a_step_cache_are_counted_in_full_and_the_plan_says_so(
+    planned: Callable[..., tuple[int, str, str]],
+) -> None:
+    model = {"variant": "t2v-14B", "checkpoint": "none"}
+    rows = {"prompt": ["A tunnel", "A bridge", "A ferry"], "step_cache": [0.1, None, 0.05]}
+    _, out, _ = planned(rows, model=model, hardware=HARDWARE)
+    assert out.splitlines()[3].split()[:7] == ["3", "t2v-14B", "t2v", "1280x720", "81", "50", "100"]
+    assert out.count("step_cache") == 1
+    assert "2 rows: step_cache: counted as if nothing were skipped" in out
+    assert "step_cache" not in planned({"prompt": ["A tunnel"]}, model=model)[1]

@@ -40,10 +40,9 @@ def plan_lines(config: RenderConfig, plan: Plan) -> Iterator[str]:
 def _row(bucket: Bucket, count: int) -> str:
     size = f"{bucket.width}x{bucket.height}" if bucket.width else "by image"
     frames = f"{bucket.num_frames}+{bucket.num_references}" if bucket.num_references else f"{bucket.num_frames}"
-    passes = bucket.num_inference_steps * bucket.num_passes
     return (
         f"{count:>8}  {bucket.variant:<12}  {bucket.task:<5}  {size:<9}  {frames:>6}  "
-        f"{bucket.num_inference_steps:>5}  {passes:>6}"
+        f"{bucket.num_inference_steps:>5}  {bucket.num_passes:>6}"
     )
 
 

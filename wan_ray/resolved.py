@@ -68,6 +68,19 @@ class ResolvedRequest:
     step_cache: float = 0.0
     guidance_interval: Sequence[float] = ()
 
+    @property
+    def guided_steps(self) -> range:
+        """As guided_steps() has it."""
+        return guided_steps(self.num_inference_steps, self.guidance_scale, self.guidance_interval)
+
+
+def guided_steps(num_inference_steps: int, guidance_scale: float, guidance_interval: Sequence[float]) -> range:
+    """The steps, from 0, in which the model also runs on the negative prompt; interval: their part, empty for all."""
+    if guidance_scale == 1:
+        return range(0)
+    start, stop = guidance_interval or (0.0, 1.0)
+    return range(round(start * num_inference_steps), round(stop * num_inference_steps))
+
 
 _NOT_TOLD = frozenset({"id", "labels", "quality"})  # a quality's shortcuts are told one by one
 
@@ -196,7 +209,7 @@ def _sources(value: str | bytes | list[str | bytes]) -> list[str]:
 
 
 def warnings_for(request: ResolvedRequest, variant: Variant) -> list[str]:
-    """What is allowed but outside of what the model was trained for."""
+    """What is allowed but outside of what the model was trained for, or more than can be told ahead."""
     found = []
     if request.width and (request.width, request.height) not in variant.sizes and variant.architecture is not None:
         found.append(f"size {request.width}x{request.height} is outside {variant.name}'s trained {_sizes(variant)}")
@@ -204,6 +217,8 @@ def warnings_for(request: ResolvedRequest, variant: Variant) -> list[str]:
         found.append(f"num_frames {request.num_frames} is more than the 81 that Wan2.1 was trained on")
     if "mask_video" in request.media and "control_video" not in request.media:
         found.append("a mask_video without a control_video is dropped, as in the released code")
+    if request.step_cache:
+        found.append("step_cache: counted as if nothing were skipped, and without the memory of what it keeps")
     return found
 
 

@@ -114,7 +114,7 @@ def test_what_does_not_fit_one_gpu_is_divided_and_says_so() -> None:
 
 
 def test_rows_without_guidance_get_no_rank_for_a_second_pass() -> None:
-    gang, _ = resolve_gang(section(), hardware(), {LARGE._replace(num_passes=1): 1}, stages=stages())
+    gang, _ = resolve_gang(section(), hardware(), {LARGE._replace(num_unguided_steps=50): 1}, stages=stages())
     assert gang.degrees == Degrees(ulysses=8)
 
 

@@ -151,7 +151,8 @@ def test_a_pass_keeps_and_moves_as_many_bytes_as_predicted(variant: str) -> None
     passed = counted(lambda: model(latents, 500, contexts[0]))
     moved = counted(lambda: model(latents, 500, contexts[0]), fused=True).moved
     one, two = (
-        denoise_memory(architecture, bucket._replace(num_passes=passes), degrees=Degrees()) for passes in (1, 2)
+        denoise_memory(architecture, bucket._replace(num_unguided_steps=unguided), degrees=Degrees())
+        for unguided in (bucket.num_inference_steps, bucket.num_inference_steps - 1)
     )
     assert one.activations / FRAGMENTATION == pytest.approx(passed.peak, rel=0.03)
     assert two.context - one.context == pytest.approx(prepared.live, rel=0.01)

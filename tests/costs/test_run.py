@@ -9,7 +9,7 @@ from wan_ray.costs.bucket import Bucket
 from wan_ray.costs.run import clip_bytes, estimate_run
 
 LARGE = Bucket("t2v-14B", "t2v", 1280, 720, 81, 50)
-FEW_STEPS = Bucket("t2v-1.3B", "t2v", 832, 480, 81, 4, num_passes=1)
+FEW_STEPS = Bucket("t2v-1.3B", "t2v", 832, 480, 81, 4, num_unguided_steps=4)
 
 
 def config_of(**changes: Any) -> RenderConfig:

@@ -51,9 +51,15 @@ def test_one_gpu_takes_as_long_as_published() -> None:
 
 
 def test_a_clip_without_guidance_takes_half_and_gains_nothing_from_the_second_pass_rank() -> None:
-    unguided = T2V_720P._replace(num_passes=1)
+    unguided = T2V_720P._replace(num_unguided_steps=50)
     assert seconds(unguided, "H100-80GB") == pytest.approx(seconds(T2V_720P, "H100-80GB") / 2)
     assert seconds(unguided, "H100-80GB", Degrees(cfg=2)) >= seconds(unguided, "H100-80GB")
+
+
+def test_a_step_without_guidance_takes_as_long_as_any_where_the_second_pass_has_a_rank() -> None:
+    partly = T2V_720P._replace(num_unguided_steps=20)
+    assert seconds(partly, "H100-80GB", Degrees(cfg=2)) == seconds(T2V_720P, "H100-80GB", Degrees(cfg=2))
+    assert seconds(partly, "H100-80GB") == pytest.approx(0.8 * seconds(T2V_720P, "H100-80GB"), rel=1e-3)
 
 
 def test_ranks_send_what_the_performance_map_says() -> None:

@@ -68,7 +68,7 @@ def test_the_plan_names_each_bad_row_with_its_rule(config_of):
         ("read", "RequestError")
     }
     assert [item.id for item in plan.refused] == ["row-1", "row-8", "row-13", "row-21", "row-29", "row-39"]
-    assert plan.buckets == {("debug", "t2v", 64, 32, 5, 50, 2, 0): 34}
+    assert plan.buckets == {("debug", "t2v", 64, 32, 5, 50, 0, 0): 34}
 
 
 def test_every_row_has_a_record_name_of_its_own_that_does_not_change(config_of):
@@ -131,9 +131,9 @@ def test_buckets_count_equal_work_and_warnings_unusual_rows(config_of):
     plan = plan_manifest(config_of(rows, defaults={"num_inference_steps": 8, "num_frames": 17}))
     assert plan.refused == []
     assert plan.buckets == {
-        ("debug", "t2v", 160, 96, 33, 8, 2, 0): 2,
-        ("debug", "t2v", 160, 96, 161, 8, 2, 0): 1,
-        ("debug", "t2i", 160, 96, 1, 8, 2, 0): 1,
+        ("debug", "t2v", 160, 96, 33, 8, 0, 0): 2,
+        ("debug", "t2v", 160, 96, 161, 8, 0, 0): 1,
+        ("debug", "t2i", 160, 96, 1, 8, 0, 0): 1,
     }
     assert list(plan.bucket_of_row) == [1, 1, 2, 3]
     assert plan.warnings == {"num_frames 161 is more than the 81 that Wan2.1 was trained on": 1}

@@ -8,8 +8,8 @@ from wan_ray.variants import get_variant
 class Bucket(NamedTuple):
     """What decides how much work a row is.
 
-    width and height are 0 where the row's image decides. num_passes: 2 where guidance runs the model on the negative
-    prompt too. num_references: VACE's pictures, each a latent frame more to denoise.
+    width and height are 0 where the row's image decides. num_unguided_steps: those that do not run the model on the
+    negative prompt too. num_references: VACE's pictures, each a latent frame more to denoise.
     """
 
     variant: str
@@ -18,13 +18,23 @@ class Bucket(NamedTuple):
     height: int
     num_frames: int
     num_inference_steps: int
-    num_passes: int = 2
+    num_unguided_steps: int = 0
     num_references: int = 0
 
     def sized(self) -> "Bucket":
         """The same with pixels: an unknown size is taken to be the model's own, whose area the image's will have."""
         width, height = get_variant(self.variant).sizes[0]
         return self if self.width else self._replace(width=width, height=height)
+
+    @property
+    def num_passes(self) -> int:
+        """Of the model, in all steps of a clip."""
+        return 2 * self.num_inference_steps - self.num_unguided_steps
+
+    @property
+    def num_texts(self) -> int:
+        """1 where no step is guided, else 2: the prompt and the negative one."""
+        return 1 if self.num_unguided_steps == self.num_inference_steps else 2
 
     @property
     def num_pixels(self) -> int:

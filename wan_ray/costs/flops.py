@@ -109,8 +109,8 @@ def dit_context(architecture: DiTArchitecture, num_tokens: int) -> float:
 
 def denoise_flops(architecture: DiTArchitecture, bucket: Bucket) -> float:
     """Of a whole clip."""
-    one = dit_pass(architecture, bucket.num_tokens).flops * bucket.num_inference_steps
-    return bucket.num_passes * (one + dit_context(architecture, bucket.num_tokens))
+    passes = bucket.num_passes * dit_pass(architecture, bucket.num_tokens).flops
+    return passes + bucket.num_texts * dit_context(architecture, bucket.num_tokens)
 
 
 def text_encoder_flops(num_tokens: int = TEXT_TOKENS, sizes: TextEncoderSizes | None = None) -> float:

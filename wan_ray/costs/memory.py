@@ -119,7 +119,7 @@ def denoise_memory(
     at a time are whole.
     """
     tokens = -(-bucket.num_tokens // degrees.sequence)
-    passes = bucket.num_passes // min(bucket.num_passes, degrees.cfg)
+    texts = bucket.num_texts // min(bucket.num_texts, degrees.cfg)
     return DenoiseMemory(
         weights=_resident_weights(
             architecture,
@@ -127,7 +127,7 @@ def denoise_memory(
             offload_blocks=offload_blocks,
             dtype_bytes=dtype_bytes,
         ),
-        context=passes * _context_bytes(architecture, tokens, dtype_bytes) + _solver_bytes(bucket),
+        context=texts * _context_bytes(architecture, tokens, dtype_bytes) + _solver_bytes(bucket),
         activations=FRAGMENTATION * _activation_bytes(architecture, tokens, degrees, dtype_bytes),
         overhead=CONTEXT_BYTES + (NCCL_BYTES if degrees.world_size > 1 else 0),
     )

@@ -79,13 +79,15 @@ def denoise_seconds(
         offload_blocks=offload_blocks,
         dtype_bytes=dtype_bytes,
     )
-    passes = bucket.num_passes // min(bucket.num_passes, degrees.cfg)
+    texts = bucket.num_texts // min(bucket.num_texts, degrees.cfg)
+    # Of a gang's halves, one has nothing of its own to compute in a step without guidance.
+    passes = bucket.num_passes if degrees.cfg == 1 else bucket.num_inference_steps
     latent_bytes = 4 * 16 * bucket.num_latent_frames * bucket.num_pixels // 64
     between = pass_exchange_seconds(latent_bytes, degrees=degrees, gpu=gpu, gpus_per_node=gpus_per_node)
-    if bucket.num_passes == 1:
+    if bucket.num_texts == 1:
         between = 0.0
-    prepared = passes * dit_context(architecture, bucket.num_tokens) / gpu.matmul / ENGINE
-    return bucket.num_inference_steps * (passes * one + between) + prepared
+    prepared = texts * dit_context(architecture, bucket.num_tokens) / gpu.matmul / ENGINE
+    return passes * one + bucket.num_inference_steps * between + prepared
 
 
 def encode_seconds(bucket: Bucket, gpu: GPU) -> float:

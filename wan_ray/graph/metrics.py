@@ -15,6 +15,7 @@ from wan_ray.costs.flops import denoise_flops
 from wan_ray.costs.hardware import GPUS
 from wan_ray.graph.board import Event, Snapshot
 from wan_ray.graph.observer import Observer
+from wan_ray.resolved import guided_steps
 from wan_ray.storage.records import Record
 from wan_ray.variants import get_variant
 
@@ -47,7 +48,9 @@ METRICS = {
     ),
     "wan_ray_rank_seconds_total": Metric(kind="counter", about="Ranks times seconds of denoising."),
     "wan_ray_denoise_tflop_total": Metric(
-        kind="counter", about="Floating-point operations of finished clips' denoising, in units of 10^12."
+        kind="counter",
+        about="Floating-point operations of finished clips' denoising, in units of 10^12; steps that a cache took over "
+        "count in full.",
     ),
     "wan_ray_gpu_peak_tflops": Metric(
         kind="gauge", about="The best rate of one GPU of the config's hardware, per second."
@@ -152,11 +155,12 @@ class RunMetrics:
 def denoise_tflop(record: Record) -> float:
     """Of a rendered clip, in 10^12 operations; 0 for a model of unknown sizes, as debug ones are."""
     assert record.variant and record.task and record.width and record.height
-    assert record.num_frames and record.num_inference_steps
+    assert record.num_frames and record.num_inference_steps and record.guidance_scale is not None
     architecture = get_variant(record.variant).architecture
     if architecture is None:
         return 0.0
     references = record.inputs.get("reference_images")
+    guided = guided_steps(record.num_inference_steps, record.guidance_scale, record.guidance_interval)
     bucket = Bucket(
         variant=record.variant,
         task=record.task,
@@ -164,7 +168,7 @@ def denoise_tflop(record: Record) -> float:
         height=record.height,
         num_frames=record.num_frames,
         num_inference_steps=record.num_inference_steps,
-        num_passes=1 if record.guidance_scale == 1 else 2,
+        num_unguided_steps=record.num_inference_steps - len(guided),
         num_references=len(references) if isinstance(references, list) else 0,
     )
     return denoise_flops(architecture, bucket) / _TERA

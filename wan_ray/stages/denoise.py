@@ -202,17 +202,16 @@ class DenoiseStage:
         """The model's output under the item's text, guided where and when the request says so."""
         request = item.sound
         latest.cache = cache = self._step_cache(request.step_cache)
-        if request.guidance_scale == 1:  # both halves of a gang compute the same
+        if not request.guided_steps:  # both halves of a gang compute the same
             return self._pass(item, "context", layout, cache)
         with_guidance, without = self._both_ways(item, layout, cache)
-        if not request.guidance_interval:
+        if len(request.guided_steps) == request.num_inference_steps:
             return with_guidance
-        start, stop = (round(part * request.num_inference_steps) for part in request.guidance_interval)
 
         def velocity(latents: Tensor, timestep: int) -> Tensor:
-            if cache is not None and latest.step == start:
+            if cache is not None and latest.step == request.guided_steps.start:
                 cache.forget()  # the unconditional pass, on one device at least, has nothing to take over yet
-            return with_guidance(latents, timestep) if start <= latest.step < stop else without(latents, timestep)
+            return (with_guidance if latest.step in request.guided_steps else without)(latents, timestep)
 
         return velocity
 

@@ -92,7 +92,7 @@ class EncodeStage:
             item = self.conditioner(item, offload=way.offload, tile=way.tile)
         request = item.sound
         tensors = {**item.tensors, "context": self._embedding(request.prompt)}
-        if request.guidance_scale != 1:
+        if request.guided_steps:
             tensors["negative_context"] = self._embedding(request.negative_prompt)
         weights = {**item.weights, "text_encoder": self.fingerprint}
         return replace(item, tensors=tensors, weights=weights, rendered_on={**item.rendered_on, **way.told()})

@@ -121,6 +121,6 @@ def bucket_of(request: ResolvedRequest) -> Bucket:
         height=request.height,
         num_frames=request.num_frames,
         num_inference_steps=request.num_inference_steps,
-        num_passes=1 if request.guidance_scale == 1 else 2,
+        num_unguided_steps=request.num_inference_steps - len(request.guided_steps),
         num_references=len(request.media.get("reference_images", ())),
     )
