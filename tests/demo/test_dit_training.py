@@ -1,5 +1,6 @@
 """Training the DiT: the same network as the engine's, a loss that falls, and a checkpoint that the engine loads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from wan_ray import Renderer, RenderRequest
-from wan_ray.demo.batched import Model, block_forward, velocity
+from wan_ray.demo.batched import FirstFrames, Model, block_forward, velocity
 from wan_ray.demo.captions import caption, scenes
 from wan_ray.demo.checkpoint import write_checkpoint
 from wan_ray.demo.dit_training import DitPlan, Examples, Trainer
@@ -31,12 +32,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
-def any_model(tokenizer: Tokenizer) -> Model:
+def any_model(tokenizer: Tokenizer, architecture: DiTArchitecture = DIT) -> Model:
     torch.manual_seed(0)
     text = TextEncoderArchitecture(
         vocab_size=tokenizer.get_vocab_size(), dim=128, num_layers=2, num_heads=4, head_dim=32, ffn_dim=64
     )
-    model = Model(text, DIT)
+    model = Model(text, architecture)
     for parameter in model.dit.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return model.requires_grad_(False).eval()
@@ -64,6 +65,29 @@ def test_a_batch_gives_each_clip_the_engines_velocity(tokenizer: Tokenizer) -> N
         alone = model.dit(latents_BCTHW[row : row + 1], int(timesteps[row]), context)
         torch.testing.assert_close(batched[row : row + 1], alone, rtol=1e-4, atol=1e-5)
     assert (batched[0] - batched[1]).abs().max() > 0.01
+
+
+def test_a_batch_gives_each_clip_the_engines_velocity_under_its_first_frame(tokenizer: Tokenizer) -> None:
+    model = any_model(tokenizer, replace(DIT, in_channels=36, image_tokens=257))
+    latents_BCTHW, condition_BCTHW, features_BLD = (
+        torch.randn(2, 16, 3, 4, 6),
+        torch.randn(2, 20, 3, 4, 6),
+        torch.randn(2, 257, 1280),
+    )
+    timesteps = torch.tensor([999, 3])
+    ids = [token_ids(tokenizer, caption(scenes(1, held_out=True, seed=0)[0])), token_ids(tokenizer, "")]
+    first = FirstFrames(condition=condition_BCTHW, image=model.dit.img_emb(features_BLD))
+    batched = model(latents_BCTHW, timesteps, ids, first=first)
+    for row, text in enumerate(ids):
+        context = model.dit.encode_context(
+            encode_prompt(model.text_encoder, text),
+            image_features=features_BLD[row],
+            condition=condition_BCTHW[row],
+        )
+        alone = model.dit(latents_BCTHW[row : row + 1], int(timesteps[row]), context)
+        torch.testing.assert_close(batched[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+    other = FirstFrames(condition=condition_BCTHW, image=first.image.flip(0))
+    assert (model(latents_BCTHW, timesteps, ids, first=other) - batched).abs().max() > 0.01
 
 
 def test_padding_tokens_count_as_in_the_engine(tokenizer: Tokenizer) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from wan_ray.demo.dit_training import DitPlan
 from wan_ray.demo.pipeline import DemoPlan, Training, stages
@@ -13,14 +14,17 @@ from wan_ray.demo.vae_training import VaePlan
 from wan_ray.model.vae import VAEArchitecture
 from wan_ray.variants import DiTArchitecture
 
+DIT = DiTArchitecture(dim=64, ffn_dim=64, num_heads=2, num_layers=1, text_dim=128, frequency_dim=32)
 PLAN = DemoPlan(
     vae=VaePlan(num_frame_steps=1, num_clip_steps=1, num_decoder_steps=1, num_scale_clips=2),
     dit=DitPlan(num_frame_steps=1, num_clip_steps=1, frames_per_step=2, clips_per_step=1),
+    i2v=DitPlan(num_frame_steps=0, num_clip_steps=1, clips_per_step=1),
     num_drawn=2,
     num_frame_latents=2,
     num_clip_latents=1,
     vae_architecture=VAEArchitecture(base_dim=4, num_res_blocks=1, dim_mult=(1, 1, 2, 2)),
-    dit_architecture=DiTArchitecture(dim=64, ffn_dim=64, num_heads=2, num_layers=1, text_dim=128, frequency_dim=32),
+    dit_architecture=DIT,
+    i2v_architecture=replace(DIT, in_channels=36, image_tokens=257),
 )
 
 
@@ -38,7 +42,16 @@ def test_judging_an_empty_folder_trains_all_and_again_trains_nothing(tmp_path: P
     assert "| vae | 2 |" in card
     assert f"{figures.psnr:.1f} dB" in card
     made = {file.name for file in tmp_path.iterdir()}
-    assert made >= {"vae.pt", "decoder.pt", "dit.pt", "reconstruction.png", "adherence.png", "checkpoint"}
+    assert made >= {
+        "vae.pt",
+        "decoder.pt",
+        "dit.pt",
+        "reconstruction.png",
+        "adherence.png",
+        "i2v.png",
+        "checkpoint",
+        "checkpoint-i2v",
+    }
     written = {file.name: file.read_bytes() for file in (tmp_path / "checkpoint").rglob("*") if file.is_file()}
 
     again = training(tmp_path)
@@ -46,6 +59,10 @@ def test_judging_an_empty_folder_trains_all_and_again_trains_nothing(tmp_path: P
     now = {file.name: file.read_bytes() for file in (tmp_path / "again").rglob("*") if file.is_file()}
     assert now.keys() == written.keys() - {"CARD.md"}
     assert now["diffusion_pytorch_model.safetensors"] == written["diffusion_pytorch_model.safetensors"]
+    whole = load_file(tmp_path / "checkpoint-i2v" / "diffusion_pytorch_model.safetensors")
+    trained = again.train_i2v().average.dit.state_dict()
+    assert whole.keys() == trained.keys()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in trained.items() if name.startswith("img_emb."))
 
 
 @pytest.mark.parametrize("stage", ["vae", "latents"])

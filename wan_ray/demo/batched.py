@@ -1,10 +1,11 @@
-"""Text encoder and DiT as one module that is trained: a batch of clips, each with its own timestep and text.
+"""Text encoder and DiT as one module that is trained: a batch of clips, each with its own timestep, text and image.
 
-B: clips, C: channels, T: latent frames, H, W: rows and columns, N: video tokens, L: text tokens, D: width.
+B: clips, C: channels, T: latent frames, H, W: rows and columns, N: video tokens, L: text or image tokens, D: width.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -18,8 +19,16 @@ from wan_ray.model.rope import rotary_table
 from wan_ray.model.text_encoder import TextEncoderArchitecture, build_text_encoder
 from wan_ray.variants import DiTArchitecture
 
-BlockForward = Callable[[Block, Tensor, Tensor, tuple[Tensor, Tensor], Tensor, Tensor], Tensor]
+BlockForward = Callable[[Block, Tensor, Tensor, tuple[Tensor, Tensor], Tensor, Tensor, Tensor | None], Tensor]
 _LENGTHS = (32, 128, TEXT_LENGTH)  # texts are padded to one of these, so that a compiled block is compiled seldom
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstFrames:
+    """What I2V's clips go on from: condition [B, 20, T, H, W], and the images as the DiT's tokens [B, L, D]."""
+
+    condition: Tensor
+    image: Tensor
 
 
 class Model(nn.Module):
@@ -31,11 +40,18 @@ class Model(nn.Module):
         self.text_encoder = build_text_encoder(text_encoder)
 
     def forward(
-        self, latents_BCTHW: Tensor, timesteps: Tensor, ids: list[list[int]], block: BlockForward | None = None
+        self,
+        latents_BCTHW: Tensor,
+        timesteps: Tensor,
+        ids: list[list[int]],
+        *,
+        first: FirstFrames | None = None,
+        block: BlockForward | None = None,
     ) -> Tensor:
         """Velocities of clips at a timestep each, under a text each; block: a compiled block_forward, or None."""
         text_BLD, lengths_B = self.embed(ids, latents_BCTHW.device)
-        return velocity(self.dit, latents_BCTHW, timesteps, text_BLD, lengths_B, block=block or block_forward)
+        block = block or block_forward
+        return velocity(self.dit, latents_BCTHW, timesteps, text_BLD, lengths_B, first=first, block=block)
 
     def embed(self, ids: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
         """Embeddings [B, L, D], zero after a text's end, and the texts' lengths [B]."""
@@ -55,6 +71,7 @@ def velocity(
     text_BLD: Tensor,
     lengths_B: Tensor,
     *,
+    first: FirstFrames | None = None,
     block: BlockForward,
 ) -> Tensor:
     """DiT.forward for clips with a timestep and a text each.
@@ -73,9 +90,12 @@ def velocity(
     bias_BL = torch.zeros(text_BLD.shape[:2], device=device)
     bias_BL.masked_fill_(torch.arange(text_BLD.shape[1], device=device) >= lengths_B[:, None], -math.inf)
     bias_BL[:, -1] = torch.log(TEXT_LENGTH - lengths_B)
+    if first is not None:
+        latents_BCTHW = torch.cat([latents_BCTHW, first.condition], dim=1)
+    image_BLD = None if first is None else first.image
     x = dit.patch_embedding(latents_BCTHW).flatten(2).transpose(1, 2).float()
     for layer in dit.blocks:
-        x = block(cast(Block, layer), x, time_B6D, rotary, text_BLD, bias_BL)
+        x = block(cast(Block, layer), x, time_B6D, rotary, text_BLD, bias_BL, image_BLD)
     x = dit.head(x, time_BD).unflatten(1, grid).unflatten(-1, (PATCH, PATCH, -1))
     return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).float()
 
@@ -87,11 +107,12 @@ def block_forward(  # noqa: PLR0917  (torch.compile and its caller pass all by p
     rotary: tuple[Tensor, Tensor],
     text_BLD: Tensor,
     bias_BL: Tensor,
+    image_BLD: Tensor | None,
 ) -> Tensor:
     """Block.forward with a weight per text token."""
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.modulation + time_B6D).split(1, dim=1)
     x = x_BND + _self_attention(block.self_attn, modulate(x_BND, shift, scale), rotary) * gate
-    x = x + _cross_attention(block.cross_attn, block.norm3(x), text_BLD, bias_BL)
+    x = x + _cross_attention(block.cross_attn, block.norm3(x), text_BLD, bias_BL, image_BLD)
     return x + block.ffn(modulate(x, ffn_shift, ffn_scale)) * ffn_gate
 
 
@@ -99,13 +120,7 @@ def _self_attention(attention: SelfAttention, x_BND: Tensor, rotary: tuple[Tenso
     q = _rotated(attention.heads(attention.norm_q(attention.q(x_BND))), rotary)
     k = _rotated(attention.heads(attention.norm_k(attention.k(x_BND))), rotary)
     v = attention.heads(attention.v(x_BND))
-    if x_BND.device.type == "cpu":
-        # Written out: torch's fused kernel is three times slower backward on a CPU in bfloat16.
-        q, k, v = q.transpose(1, 2), k.permute(0, 2, 3, 1), v.transpose(1, 2)
-        attended = torch.softmax((q * q.shape[-1] ** -0.5) @ k, dim=-1).to(v.dtype) @ v
-    else:
-        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return attention.o(attended.transpose(1, 2).flatten(2))
+    return attention.o(_attend(q.transpose(1, 2), k, v, None).transpose(1, 2).flatten(2))
 
 
 def _rotated(x_BNHD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -116,13 +131,25 @@ def _rotated(x_BNHD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return turned.flatten(-2).to(x_BNHD.dtype)
 
 
-def _cross_attention(attention: CrossAttention, x_BND: Tensor, text_BLD: Tensor, bias_BL: Tensor) -> Tensor:
-    k, v = (part.transpose(1, 2) for part in attention.sources(text_BLD, None)[0])
+def _cross_attention(
+    attention: CrossAttention, x_BND: Tensor, text_BLD: Tensor, bias_BL: Tensor, image_BLD: Tensor | None
+) -> Tensor:
     q = attention.heads(attention.norm_q(attention.q(x_BND))).transpose(1, 2)
-    bias = bias_BL[:, None, None]
-    if x_BND.device.type == "cpu":
-        weights = torch.softmax(((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)).float() + bias, dim=-1)
-        attended = weights.to(v.dtype) @ v
-    else:
-        attended = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=bias.to(q.dtype))
+    text, *image = attention.sources(text_BLD, image_BLD)
+    attended = _attend(q, *text, bias_BL[:, None, None])
+    for keys, values in image:
+        attended = attended + _attend(q, keys, values, None)
     return attention.o(attended.transpose(1, 2).flatten(2))
+
+
+def _attend(q_BHND: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention with a weight per key, which is added to the logits."""
+    q, k, v = q_BHND, k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2)
+    if q.device.type != "cpu":
+        bias = None if bias is None else bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=bias)
+    # Written out: torch's fused kernel is three times slower backward on a CPU in bfloat16.
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    if bias is not None:
+        logits = logits.float() + bias
+    return torch.softmax(logits, dim=-1).to(v.dtype) @ v

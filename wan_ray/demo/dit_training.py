@@ -1,7 +1,8 @@
 """Trains text encoder and DiT together, by flow matching on the latents of drawn frames and clips."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from wan_ray.demo.batched import BlockForward, Model, block_forward
+from wan_ray.demo.batched import BlockForward, FirstFrames, Model, block_forward
 from wan_ray.demo.captions import NUM_TEMPLATES, caption
-from wan_ray.demo.progress import Run, Schedule, train_
+from wan_ray.demo.checkpoint import random_image_embedding
+from wan_ray.demo.progress import Run, Schedule, half_precision, train_
 from wan_ray.demo.scenes import Scene
 from wan_ray.model.dit import DiT
 from wan_ray.model.text_encoder import TextEncoderArchitecture, token_ids
@@ -20,6 +22,9 @@ from wan_ray.variants import NEGATIVE_PROMPT, DiTArchitecture
 
 TEXT_DIM = 128
 ARCHITECTURE = DiTArchitecture(dim=192, ffn_dim=768, num_heads=3, num_layers=6, text_dim=TEXT_DIM, frequency_dim=128)
+I2V_ARCHITECTURE = replace(
+    ARCHITECTURE, dim=96, ffn_dim=384, num_heads=2, num_layers=5, in_channels=36, image_tokens=257
+)
 _DROPPED = 0.14  # part of the captions that give way to no text, or in every third step to the released negative prompt
 _SHIFT = 3.0  # as in sampling: most steps near noise, where a clip's content is decided
 _VEHICLE_WEIGHT = 3.0
@@ -28,11 +33,16 @@ _EMA = 0.998
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """What is trained on: latents [num, C, T, H, W], where their vehicle is [num, 1, T, H, W], the scenes they show."""
+    """What is trained on: latents [num, C, T, H, W], where their vehicle is [num, 1, T, H, W], the scenes they show.
+
+    For I2V also what their first frames are to it: condition [num, 20, T, H, W] and image_features [num, 257, 1280].
+    """
 
     latents: Tensor
     vehicle: Tensor
     scenes: list[Scene]
+    condition: Tensor | None = None
+    image_features: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,10 @@ class DitPlan:
 
 
 class Trainer:
-    """Owns the model, its moving average and its optimizers."""
+    """Owns the model, its moving average and its optimizers.
+
+    Examples with first frames train an I2V model, under a text encoder that stays as it is given.
+    """
 
     def __init__(
         self,
@@ -63,6 +76,7 @@ class Trainer:
         *,
         plan: DitPlan,
         architecture: DiTArchitecture = ARCHITECTURE,
+        text_encoder: nn.Module | None = None,
     ) -> None:
         torch.manual_seed(plan.seed)
         self.plan = plan
@@ -79,10 +93,16 @@ class Trainer:
         device = clips.latents.device
         self.model = Model(text, architecture)
         apply_initial_weights(self.model.dit)
-        self.average = Model(text, architecture).requires_grad_(False)
-        self.average.load_state_dict(self.model.state_dict())
+        if text_encoder is not None:
+            self.model.text_encoder.load_state_dict(text_encoder.state_dict())
+            self.model.text_encoder.requires_grad_(False)
         self.model.to(device)
-        self.average.to(device)
+        self.image = None
+        if clips.image_features is not None:
+            with torch.no_grad():
+                tokens = [self.model.dit.img_emb(features.float()) for features in clips.image_features.split(8)]
+            self.image = torch.cat(tokens)
+        self.average = deepcopy(self.model).requires_grad_(False)
         self.ids = cache(lambda text: token_ids(tokenizer, text))
         self.block: BlockForward = torch.compile(block_forward, dynamic=False) if plan.compiled else block_forward
 
@@ -99,6 +119,8 @@ class Trainer:
         """Muon (of torch 2.9 or newer) for the matrices inside blocks, AdamW for all else."""
         matrices, others = [], []
         for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             inside = ".block" in name and parameter.ndim == 2 and "relative_attention_bias" not in name
             (matrices if inside else others).append(parameter)
         muon = torch.optim.Muon(
@@ -125,14 +147,20 @@ class Trainer:
         level = _SHIFT * level / (1 + (_SHIFT - 1) * level)
         sigma = torch.from_numpy(level.astype(np.float32)).view(-1, 1, 1, 1, 1).to(clean.device)
         noise = torch.from_numpy(random.standard_normal(clean.shape).astype(np.float32)).to(clean.device)
-        with torch.autocast(clean.device.type, torch.bfloat16):
+        with half_precision(clean.device):
             found = self.model(
                 (1 - sigma) * clean + sigma * noise,
                 torch.from_numpy((level * 1000).astype(np.int64)),
                 [self.ids(text) for text in texts],
-                self.block,
+                first=self._first_frames(indices),
+                block=self.block,
             )
         return (weight * (found - (noise - clean)).square()).mean() / weight.mean()
+
+    def _first_frames(self, indices: np.ndarray) -> FirstFrames | None:
+        if self.image is None or self.clips.condition is None:
+            return None
+        return FirstFrames(condition=self.clips.condition[indices], image=self.image[indices])
 
     @torch.no_grad()
     def average_(self, step: int) -> None:
@@ -144,9 +172,12 @@ class Trainer:
 
 @torch.no_grad()
 def apply_initial_weights(dit: DiT) -> None:
-    """Small modulations and a silent last layer, as the release begins."""
+    """Small modulations and a silent last layer, as the release begins; what embeds CLIP's features stays random."""
     for name, parameter in dit.named_parameters():
         if name.endswith("modulation"):
             nn.init.normal_(parameter, std=dit.architecture.dim**-0.5)
+    if dit.architecture.image_tokens:
+        dit.load_state_dict(random_image_embedding(dit.architecture), strict=False)
+        dit.img_emb.requires_grad_(False)
     nn.init.zeros_(dit.head.head.weight)
     nn.init.zeros_(dit.head.head.bias)

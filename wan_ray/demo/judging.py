@@ -14,6 +14,7 @@ from wan_ray.demo.captions import NUM_TEMPLATES, caption, scenes
 from wan_ray.demo.scenes import HEIGHT, NUM_FRAMES, WIDTH, Scene, draw
 from wan_ray.demo.vae_training import as_video
 from wan_ray.media.contact_sheet import SheetEntry, contact_sheet
+from wan_ray.media.image import encode_png
 from wan_ray.model.vae import WanVAE
 from wan_ray.renderer import Renderer
 from wan_ray.request import RenderRequest
@@ -33,10 +34,15 @@ class Reconstruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Adherence:
-    """Shares of clips that show what they were asked for, and of clips that show what another was: chance."""
+    """Shares of clips that show what they were asked for, and of clips that show what another was: chance.
+
+    psnr: dB of all clips beside the drawn ones; still_psnr: that of the drawn ones' first frames held.
+    """
 
     own: dict[str, float]
     chance: dict[str, float]
+    psnr: float
+    still_psnr: float
     entries: list[SheetEntry]
 
 
@@ -67,22 +73,37 @@ def adherence(
 ) -> Adherence:
     """Renders the first held-out scenes at the defaults, but for these fields of the requests, and looks at the clips.
 
-    Every third prompt is Chinese. Seeds are the prompts' numbers.
+    Every third prompt is Chinese. Seeds are the prompts' numbers. An I2V model gets the drawn first frames.
     """
     renderer = Renderer.from_checkpoint(checkpoint, device="cuda" if device.startswith("cuda") else "cpu")
+    continues = "i2v" in renderer.variant.tasks
     drawn = scenes(num_prompts, held_out=True, seed=_SEED)
-    seen, entries = [], []
+    seen, errors, still_errors, entries = [], [], [], []
     for index, scene in enumerate(drawn):
-        prompt = caption(scene, index % NUM_TEMPLATES)
+        prompt, truth = caption(scene, index % NUM_TEMPLATES), draw(scene)
         row = {"prompt": prompt, "height": HEIGHT, "width": WIDTH, "num_frames": NUM_FRAMES, "seed": index}
+        if continues:
+            row |= {"task": "i2v", "image": encode_png(truth[0])}
         request = RenderRequest.model_validate({**row, **(settings or {})})
         frames = renderer(request).frames
+        errors.append(_squared_error(frames, truth))
+        still_errors.append(_squared_error(truth[:1], truth))
         seen.append(look(frames))
         shown = seen[-1]
         found = f"seen: {shown.colour}, {shown.motion}, {shown.time}"
         entries.append(SheetEntry(title=caption(scene), lines=[prompt, found], frames=list(frames)))
         logger.info("judged prompt=%d agrees=%s", index, agreement(shown, scene))
-    return Adherence(own=shares(seen, drawn), chance=shares(seen, [*drawn[1:], drawn[0]]), entries=entries)
+    return Adherence(
+        own=shares(seen, drawn),
+        chance=shares(seen, [*drawn[1:], drawn[0]]),
+        psnr=decibels(float(np.mean(errors))),
+        still_psnr=decibels(float(np.mean(still_errors))),
+        entries=entries,
+    )
+
+
+def _squared_error(frames: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.square((frames.astype(np.float32) - truth) / 255).mean())
 
 
 def shares(seen: Sequence[Seen], asked: Sequence[Scene]) -> dict[str, float]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from wan_ray.demo.card import Figures, card, effort_of
-from wan_ray.demo.checkpoint import write_checkpoint
+from wan_ray.demo.checkpoint import unpack, write_checkpoint, write_i2v
 from wan_ray.demo.dit_training import ARCHITECTURE as DIT_ARCHITECTURE
-from wan_ray.demo.dit_training import DitPlan, Trainer
+from wan_ray.demo.dit_training import I2V_ARCHITECTURE, DitPlan, Trainer
 from wan_ray.demo.examples import encoded
 from wan_ray.demo.judging import adherence, reconstruction, write_sheet
 from wan_ray.demo.scenes import NUM_FRAMES
@@ -24,6 +24,7 @@ from wan_ray.demo.tokens import write_tokenizer
 from wan_ray.demo.vae_training import ARCHITECTURE as VAE_ARCHITECTURE
 from wan_ray.demo.vae_training import VaePlan, VaeTrainer, draw_corpus
 from wan_ray.model.checkpoint import find_checkpoint
+from wan_ray.model.debug import write_debug_checkpoint
 from wan_ray.model.text_encoder import load_tokenizer
 from wan_ray.model.vae import VAEArchitecture, WanVAE
 from wan_ray.variants import DiTArchitecture
@@ -37,11 +38,13 @@ class DemoPlan:
 
     vae: VaePlan
     dit: DitPlan
+    i2v: DitPlan
     num_drawn: int
     num_frame_latents: int
     num_clip_latents: int
     vae_architecture: VAEArchitecture = VAE_ARCHITECTURE
     dit_architecture: DiTArchitecture = DIT_ARCHITECTURE
+    i2v_architecture: DiTArchitecture = I2V_ARCHITECTURE
 
 
 class Training:
@@ -74,35 +77,48 @@ class Training:
         trainer.train(self.folder / "dit.pt", on_save=lambda: self._sheet(trainer), save_every_s=self.sheet_every_s)
         return trainer
 
+    def train_i2v(self) -> Trainer:
+        """The DiT that goes on from a first frame, under the text encoder of train_dit()."""
+        trainer = self._i2v_trainer
+        trainer.train(self.folder / "i2v.pt", save_every_s=self.sheet_every_s)
+        return trainer
+
     def write(self, out: Path) -> None:
         """The checkpoint of what is trained, all of it trained first."""
         write_checkpoint(out, self.train_dit().average, self.train_decoder())
+        write_i2v(out, self.train_i2v().average.dit)
 
     def judge(self, *, num_prompts: int = 40, num_clips: int = 16, num_inference_steps: int | None = None) -> Figures:
         """Figures of the written checkpoint, which its CARD.md and figures.json have too, and sheets of all judged."""
-        checkpoint = self.folder / "checkpoint"
+        checkpoint, i2v = self.folder / "checkpoint", self.folder / "checkpoint-i2v"
         self.write(checkpoint)
+        unpack(checkpoint, i2v, i2v=True)
         vae, _ = find_checkpoint(checkpoint).load_vae(device=self.device)
         rebuilt = reconstruction(vae, num_clips=num_clips, device=self.device)
-        shown = adherence(
-            checkpoint,
-            num_prompts=num_prompts,
-            settings={"num_inference_steps": num_inference_steps},
-            device=self.device.type,
+        settings = {"num_inference_steps": num_inference_steps}
+        shown, continued = (
+            adherence(folder, num_prompts=num_prompts, settings=settings, device=self.device.type)
+            for folder in (checkpoint, i2v)
         )
         write_sheet(self.folder / "reconstruction.png", rebuilt.entries)
         write_sheet(self.folder / "adherence.png", shown.entries)
+        write_sheet(self.folder / "i2v.png", continued.entries)
         figures = Figures(
             num_prompts=num_prompts,
             adherence=shown.own,
             adherence_by_chance=shown.chance,
+            i2v_adherence=continued.own,
+            i2v_adherence_by_chance=continued.chance,
+            i2v_psnr=continued.psnr,
+            i2v_still_psnr=continued.still_psnr,
             num_clips=num_clips,
             psnr=rebuilt.psnr,
             psnr_per_frame=rebuilt.psnr_per_frame,
         )
         (self.folder / "figures.json").write_text(json.dumps(asdict(figures), indent=2), encoding="utf-8")
         model = self._dit_trainer.average
-        parts = {"DiT": model.dit, "text encoder": model.text_encoder, "VAE": vae}
+        i2v_dit = self._i2v_trainer.average.dit
+        parts = {"DiT": model.dit, "I2V's DiT": i2v_dit, "text encoder": model.text_encoder, "VAE": vae}
         parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
         effort = effort_of(self.folder, parameters, seed=self.plan.dit.seed, device=self.device)
         (checkpoint / "CARD.md").write_text(card(figures, effort), encoding="utf-8")
@@ -134,6 +150,29 @@ class Training:
         )
         return Trainer(tokenizer, frames, clips, plan=plan.dit, architecture=plan.dit_architecture)
 
+    @cached_property
+    def _i2v_trainer(self) -> Trainer:
+        plan = self.plan
+        # CLIP is random, as in a debug checkpoint: a trained one would be larger than all else.
+        write_debug_checkpoint(self.folder / "random", kind="i2v")
+        image_encoder, _ = find_checkpoint(self.folder / "random").load_image_encoder(
+            dtype=torch.float32, device=self.device
+        )
+        clips = encoded(
+            self.folder / "i2v_latents.pt",
+            self._vae_trainer.vae,
+            num=plan.num_clip_latents,
+            num_frames=NUM_FRAMES,
+            seed=plan.dit.seed + 3,
+            image_encoder=image_encoder,
+            device=self.device,
+        )
+        tokenizer = load_tokenizer(write_tokenizer(self.folder / "tokenizer"))
+        text_encoder = self.train_dit().average.text_encoder
+        return Trainer(
+            tokenizer, clips, clips, plan=plan.i2v, architecture=plan.i2v_architecture, text_encoder=text_encoder
+        )
+
     def _look_at(self, vae: WanVAE) -> None:
         """Log how well held-out clips come back, and draw them."""
         rebuilt = reconstruction(vae, num_clips=3, device=self.device)
@@ -161,5 +200,6 @@ def stages(training: Training) -> dict[str, Callable[[], object]]:
         "latents": training.encode_latents,
         "decoder": training.train_decoder,
         "dit": training.train_dit,
+        "i2v": training.train_i2v,
         "judge": training.judge,
     }

@@ -69,6 +69,15 @@ class Run:
         partial.replace(self.file)
 
 
+def half_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where the device has instructions for it; a CPU without takes six times as long in it, and stays as is.
+
+    Used as a context.
+    """
+    native = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+
+
 class Stopped(BaseException):
     """SIGTERM came: the run is saved and ends."""
 

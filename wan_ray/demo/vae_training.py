@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from wan_ray.demo.captions import scenes
-from wan_ray.demo.progress import Run, Schedule, train_
+from wan_ray.demo.progress import Run, Schedule, half_precision, train_
 from wan_ray.demo.scenes import HEIGHT, NUM_FRAMES, WIDTH, draw
 from wan_ray.model.vae import LATENTS_MEAN, LATENTS_STD, VAEArchitecture, WanVAE
 from wan_ray.model.vae_layers import AttentionBlock, CausalConv3d, Downsample, FeatureCache, ResidualBlock, Upsample
 
 ARCHITECTURE = VAEArchitecture(base_dim=16, num_res_blocks=1, dim_mult=(1, 1, 3, 6))
-_LATENT_NOISE = 0.12  # of latents whose deviation is 1: so that decoding forgives what a denoiser leaves
+# Of latents whose deviation is 1, so that decoding forgives what a denoiser leaves; and of the decoder alone.
+_LATENT_NOISE, _LAST_NOISE = 0.12, 0.08
 _CROP = (48, 80)  # nothing here sees a whole frame at once, so that parts of frames train it as well
 # (frames, clips) of a batch. Single frames first: they are cheap, and what they teach serves every frame, since all
 # weights of earlier frames start at nothing. Then short clips for motion, and whole ones, so that the end of a clip is
@@ -121,13 +122,22 @@ class VaeTrainer:
         first = self.plan.num_frame_steps + self.plan.num_clip_steps
         # At half the peak, held, held-out clips lost 0.5 dB in 570 steps: only a falling rate is of use here.
         schedule = Schedule(num_steps=self.plan.num_decoder_steps, peak=self.plan.peak / 4)
-        train_(run, schedule, lambda step: self.loss_of(first + step), on_save=on_save)
+        train_(run, schedule, lambda step: self.decoder_loss_of(first + step), on_save=on_save)
 
     def loss_of(self, step: int) -> Tensor:
         """Of a batch that depends on the step's number alone."""
+        video_BCFHW, random = self._batch_of(step)
+        return reconstruction_loss(self.vae, video_BCFHW, random)
+
+    def decoder_loss_of(self, step: int) -> Tensor:
+        """Of the same batch, by what PSNR measures."""
+        video_BCFHW, random = self._batch_of(step)
+        return squared_error(self.vae, video_BCFHW, random)
+
+    def _batch_of(self, step: int) -> tuple[Tensor, np.random.RandomState]:
         random = np.random.RandomState([self.plan.seed, step])
         size = _FRAMES if step < self.plan.num_frame_steps else _CLIPS[step % len(_CLIPS)]
-        return reconstruction_loss(self.vae, self._batch(random, *size), random)
+        return self._batch(random, *size), random
 
     def _run(self, file: Path, trained: Sequence[Tensor]) -> Run:
         optimizer = torch.optim.AdamW(
@@ -153,16 +163,29 @@ def reconstruction_loss(vae: WanVAE, video_BCFHW: Tensor, random: np.random.Rand
 
     Latents are kept near mean 0 and below deviation 1.
     """
-    with torch.autocast(video_BCFHW.device.type, torch.bfloat16):
-        latents_BCTHW = encode(vae, video_BCFHW)
-        noise = torch.from_numpy(random.standard_normal(latents_BCTHW.shape).astype(np.float32))
-        decoded_BCFHW = decode(vae, latents_BCTHW + _LATENT_NOISE * noise.to(latents_BCTHW.device))
+    latents_BCTHW, decoded_BCFHW = _there_and_back(vae, video_BCFHW, random, _LATENT_NOISE)
     difference = (decoded_BCFHW - video_BCFHW).abs()
     weight = 1 + 4 * _moving(video_BCFHW)
     weight[:, :, 0] *= 2
     variance = latents_BCTHW.square().mean((0, 2, 3, 4))
     drift = (variance - 1).clamp_min(0).mean() + latents_BCTHW.mean((0, 2, 3, 4)).square().mean()
     return (weight * (difference + difference.square())).mean() + 0.02 * drift
+
+
+def squared_error(vae: WanVAE, video_BCFHW: Tensor, random: np.random.RandomState) -> Tensor:
+    """How far the decoded frames are, every pixel alike: falling snow that a latent cannot hold becomes its mean."""
+    _, decoded_BCFHW = _there_and_back(vae, video_BCFHW, random, _LAST_NOISE)
+    return (decoded_BCFHW - video_BCFHW).square().mean()
+
+
+def _there_and_back(
+    vae: WanVAE, video_BCFHW: Tensor, random: np.random.RandomState, noise: float
+) -> tuple[Tensor, Tensor]:
+    """Latents, and what they are decoded to after so much noise came to them."""
+    with half_precision(video_BCFHW.device):
+        latents_BCTHW = encode(vae, video_BCFHW)
+        normal = torch.from_numpy(random.standard_normal(latents_BCTHW.shape).astype(np.float32))
+        return latents_BCTHW, decode(vae, latents_BCTHW + noise * normal.to(latents_BCTHW.device))
 
 
 def _moving(video_BCFHW: Tensor) -> Tensor:

@@ -84,13 +84,18 @@ def write_debug_checkpoint(
     vae_shapes = {k: v.shape for k, v in vae.state_dict().items()}
     torch.save(_random("vae", vae_shapes, seed, torch.float32), out / VAE_FILE)
     if kind in ("i2v", "flf2v"):
-        torch.save(_random("clip", _clip_shapes(sizes.image_encoder), seed, torch.float16), out / IMAGE_ENCODER_FILE)
+        write_image_encoder(out, sizes.image_encoder, seed)
     _save_sharded(
         _random(kind, {k: v.shape for k, v in dit.state_dict().items()}, seed, torch.float32), out, num_shards
     )
     (out / "config.json").write_text(json.dumps(released_config(kind, sizes.dit), indent=2))
     with as_file(files("wan_ray.model") / "debug_tokenizer") as tokenizer:
         copytree(tokenizer, out / TOKENIZER_FOLDER, dirs_exist_ok=True)
+
+
+def write_image_encoder(out: Path, sizes: ImageEncoderArchitecture = DebugSizes.image_encoder, seed: int = 0) -> None:
+    """Write a CLIP of random weights into a folder."""
+    torch.save(_random("clip", _clip_shapes(sizes), seed, torch.float16), out / IMAGE_ENCODER_FILE)
 
 
 def _random(part: str, shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
