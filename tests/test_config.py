@@ -101,10 +101,28 @@ def test_an_override_fills_a_section_that_the_file_leaves_empty(written):
         ("defaults.width=480", "defaults: width=480, height=None: give both or neither"),
         ("model.variant=t2v-2B", "model.variant: 't2v-2B' is not known; use one of " + ", ".join(VARIANTS)),
         ("model.checkpoint=7", "model.checkpoint: 7 is not text; write it as a string"),
+        ("model.quantization=fp8", "model.quantization: 'fp8' is not known; use 'none', 'int8' or 'float8'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(written, override, message):
     assert refusal(written(MINIMAL + "manifest: m.parquet\n"), override).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ("model.offload=blocks", "offload='blocks'"),
+        ("model.offload=model", "offload='model'"),
+        ("model.gang={ulysses_degree: 2, fsdp: true}", "gang.fsdp=true"),
+    ],
+)
+def test_quantized_weights_are_neither_moved_nor_divided(written, other, named):
+    file = written(MINIMAL)
+    said = refusal(file, "model.quantization=int8", other)
+    assert said.startswith(f"model: quantization='int8' does not go with {named}: weights of 8 bits are neither moved")
+    assert load_config(file, ["model.quantization=none", other]).model.quantization == "none"
+    gang = load_config(file, ["model.quantization=float8", "model.gang={cfg_degree: 2, ulysses_degree: 2}"])
+    assert (gang.model.quantization, gang.model.leaner) == ("float8", None)
 
 
 def test_an_override_that_is_no_yaml_is_named(written):

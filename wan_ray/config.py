@@ -15,7 +15,7 @@ from wan_ray.degrees import Degrees
 from wan_ray.errors import ConfigError, RequestError
 from wan_ray.extend_section import ExtendSection
 from wan_ray.request import FIELDS, check_columns, parse_row
-from wan_ray.variants import PRESETS, VARIANTS
+from wan_ray.variants import PRESETS, VARIANTS, Quantization
 from wan_ray.wording import in_words
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -66,8 +66,9 @@ class ModelSection(_Section):
     dtype "auto" is bfloat16 on a GPU and float32 on a CPU; the VAE always computes in float32.
     gang says which GPUs render one clip; "auto" chooses by what the shapes need; without one, a clip takes one worker.
     offload "blocks" keeps the DiT's blocks in host memory and fetches them in time; "model" moves the whole DiT out of
-    the GPU between its uses. vae_tile has the VAE decode at most so many pixels each way at a time, for a GPU that
-    stages share; the frames are the same.
+    the GPU between its uses. quantization keeps the weights of the blocks' linear layers in 8 bits (torchao); clips are
+    others then, and the weights of each rank whole and on its GPU. vae_tile has the VAE decode at most so many pixels
+    each way at a time, for a GPU that stages share; the frames are the same.
     """
 
     variant: str
@@ -79,6 +80,7 @@ class ModelSection(_Section):
     device: Device = "auto"
     gang: GangSection | Literal["auto"] | None = None
     offload: Literal["none", "model", "blocks"] = "none"
+    quantization: Quantization = "none"
     vae_tile: int | None = Field(None, ge=64, multiple_of=8)
     cache_dir: str = "~/.cache/wan_ray"
 
@@ -95,6 +97,24 @@ class ModelSection(_Section):
         if value not in VARIANTS:
             raise ValueError(f"{value!r} is not known; use one of {', '.join(VARIANTS)}")
         return value
+
+    @model_validator(mode="after")
+    def _quantized_stay_whole(self) -> "ModelSection":
+        sharded = isinstance(self.gang, GangSection) and self.gang.fsdp
+        other = f"offload={self.offload!r}" if self.offload != "none" else "gang.fsdp=true" if sharded else None
+        if self.quantization != "none" and other is not None:
+            raise ValueError(
+                f"quantization={self.quantization!r} does not go with {other}: weights of 8 bits are neither moved nor "
+                "divided; leave one of the two out"
+            )
+        return self
+
+    @property
+    def leaner(self) -> "ModelSection | None":
+        """The same with the DiT's blocks in host memory; None where they are there already, or cannot be."""
+        if self.offload == "blocks" or self.quantization != "none":
+            return None
+        return self.model_copy(update={"offload": "blocks"})
 
 
 class Replicas(_Section):

@@ -20,7 +20,7 @@ from wan_ray.stages.encode import EncodeStage
 from wan_ray.stages.extend import ExtendStage
 from wan_ray.stages.items import Item
 from wan_ray.stages.loader import StageLoader, variant_of
-from wan_ray.variants import get_variant
+from wan_ray.variants import Quantization, get_variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,15 @@ class Renderer:
         variant: str | None = None,
         dtype: DType | None = None,
         device: Device = "auto",
+        quantization: Quantization = "none",
         extend: ExtendSection | None = None,
     ) -> Self:
         """Load a released folder, a -Diffusers folder or a lone DiT file with companions; path may be an fsspec URL.
 
         The weights say which variant they are, but for the two of I2V, of which it is the 480P one unless named.
         Without a dtype: bfloat16 on a GPU, float32 on a CPU. extend says who rewrites the prompts of requests
-        that ask for it; what was answered is kept as long as the renderer. CheckpointError when the weights do not fit.
+        that ask for it; what was answered is kept as long as the renderer. CheckpointError when the weights do not fit,
+        MissingExtraError when a quantization lacks its package.
         """
         section = ModelSection(
             variant="debug",  # any architecture, to read which one it is
@@ -79,6 +81,7 @@ class Renderer:
             companions=None if companions is None else str(companions),
             dtype=dtype or "auto",
             device=device,
+            quantization=quantization,
         )
         name = variant or variant_of(StageLoader(model=section).checkpoint().check())
         loader = StageLoader(model=section.model_copy(update={"variant": name}))

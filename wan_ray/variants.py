@@ -52,6 +52,7 @@ TASK_DEFAULTS: dict[Task, TaskDefaults] = {
 }
 
 
+Quantization = Literal["none", "int8", "float8"]
 Quality = Literal["lossless", "high", "draft"]
 
 

@@ -113,6 +113,19 @@ def test_what_does_not_fit_one_gpu_is_divided_and_says_so() -> None:
     assert why.startswith("no A10G-24GB alone has the memory")
 
 
+def test_quantized_weights_fit_smaller_gpus_and_are_never_divided_or_moved() -> None:
+    small = LARGE._replace(width=832, height=480)
+    gang, _ = resolve_gang(section(quantization="int8"), hardware("A10G-24GB"), {small: 1000}, stages=stages())
+    assert gang == GangSection()
+    gang, _ = resolve_gang(section(), hardware("A10G-24GB"), {small: 1000}, stages=stages())
+    assert gang.fsdp
+    gang, _ = resolve_gang(section(quantization="int8"), hardware("A10G-24GB"), {LARGE: 1000}, stages=stages())
+    assert (gang.fsdp, gang.degrees.world_size > 1) == (False, True)
+    roomier = roomier_layout(section(quantization="int8", gang=None), LARGE)
+    assert roomier is not None
+    assert not roomier.offload_blocks
+
+
 def test_rows_without_guidance_get_no_rank_for_a_second_pass() -> None:
     gang, _ = resolve_gang(section(), hardware(), {LARGE._replace(num_unguided_steps=50): 1}, stages=stages())
     assert gang.degrees == Degrees(ulysses=8)

@@ -32,12 +32,14 @@ from wan_ray.degrees import Degrees
 from wan_ray.model.debug import DebugSizes
 from wan_ray.model.dit import DiT, parameter_dtype
 from wan_ray.model.image_encoder import ImageEncoderArchitecture, build_image_encoder
+from wan_ray.model.quantize import quantizer
 from wan_ray.model.text_encoder import TextEncoderArchitecture, build_text_encoder
 from wan_ray.model.vae import VAEArchitecture, WanVAE
-from wan_ray.variants import VARIANTS, DiTArchitecture
+from wan_ray.variants import VARIANTS, DiTArchitecture, Quantization
 
 RELEASED = ("t2v-1.3B", "t2v-14B", "i2v-14B-720P", "flf2v-14B", "vace-1.3B", "vace-14B")
 README = Path(__file__).parents[2] / "README.md"
+_QUANTIZATIONS: tuple[Quantization, ...] = ("none", "int8", "float8")
 _PRODUCTS = ("linear", "addmm", "convolution", "new_empty", "clone", "contiguous")
 
 
@@ -157,6 +159,69 @@ def test_a_pass_keeps_and_moves_as_many_bytes_as_predicted(variant: str) -> None
     assert one.activations / FRAGMENTATION == pytest.approx(passed.peak, rel=0.03)
     assert two.context - one.context == pytest.approx(prepared.live, rel=0.01)
     assert dit_pass(architecture, bucket.num_tokens).moved_bytes == pytest.approx(moved, rel=0.05)
+
+
+def quantized_(model: DiT, quantization: Quantization) -> None:
+    quantize = quantizer(quantization, dtype=torch.bfloat16, device=torch.device("meta"))
+    assert quantize is not None
+    for name, module in model.named_modules():
+        quantize(f"{name}.weight", module)
+
+
+def held_bytes(tensor: Tensor) -> int:
+    """Of a tensor, or of those that a quantized one is made of."""
+    parts = [part for part in vars(tensor).values() if isinstance(part, Tensor)]
+    return sum(part.nbytes for part in parts) if parts else tensor.nbytes
+
+
+@pytest.mark.parametrize("quantization", ["int8", "float8"])
+@pytest.mark.parametrize("variant", ["t2v-1.3B", "i2v-14B-720P", "vace-14B"])
+def test_quantized_weights_are_counted_to_the_digit(variant: str, quantization: Quantization) -> None:
+    released = architecture_of(variant)
+    architecture = replace(released, num_layers=4, vace_layers=released.vace_layers and (0, 2))
+    model, bucket = empty_dit(architecture), Bucket(variant, "", 832, 480, 81, 50)
+    quantized_(model, quantization)
+    found = denoise_memory(model.architecture, bucket, degrees=Degrees(), quantization=quantization)
+    assert found.weights == sum(map(held_bytes, model.parameters()))
+    weights = (denoise_memory(released, bucket, degrees=Degrees(), quantization=q).weights for q in _QUANTIZATIONS)
+    whole, *others = weights
+    assert all(0.5 < other / whole < 0.54 for other in others)
+
+
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("variant", ["t2v-1.3B", "t2v-14B", "vace-14B"])
+def test_a_pass_of_quantized_layers_keeps_as_many_bytes_as_predicted(variant: str) -> None:
+    released = architecture_of(variant)
+    architecture = replace(released, num_layers=2, vace_layers=released.vace_layers and (0,))
+    bucket = Bucket(variant, "", 832, 480, 81, 50)
+
+    def peak(quantize: Callable[[DiT], None]) -> int:
+        model, contexts = empty_dit(architecture), []
+        quantize(model)
+        with torch.device("meta"):
+            control = {"vace_context": torch.empty(96, 21, 60, 104)} if architecture.vace_layers else {}
+            latents, text = torch.empty(1, 16, 21, 60, 104), torch.empty(512, 4096)
+        counted(lambda: contexts.append(model.encode_context(text, **control)))
+        return counted(lambda: model(latents, 500, contexts[0])).peak
+
+    def with_activations(model: DiT) -> None:
+        """As Float8DynamicActivationFloat8WeightConfig, which torchao refuses without such a GPU."""
+        from torchao.float8.inference import Float8MMConfig
+        from torchao.quantization import PerRow
+        from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
+
+        quantized_(model, "float8")
+        for weight in model.parameters():
+            if hasattr(weight, "act_quant_kwargs"):
+                weight.mm_config = Float8MMConfig(use_fast_accum=True)
+                weight.act_quant_kwargs = QuantizeTensorToFloat8Kwargs(granularity=PerRow(), mm_config=weight.mm_config)
+
+    def predicted(quantization: Quantization) -> float:
+        found = denoise_memory(architecture, bucket, degrees=Degrees(), quantization=quantization)
+        return found.activations / FRAGMENTATION
+
+    assert predicted("int8") == pytest.approx(peak(lambda model: quantized_(model, "int8")), rel=0.03)
+    assert predicted("float8") == pytest.approx(peak(with_activations), rel=0.03)
 
 
 @pytest.mark.usefixtures("flash")

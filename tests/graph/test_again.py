@@ -97,6 +97,27 @@ def test_one_output_is_not_rendered_with_two_models(
     assert render(rows, f"model.checkpoint={moved}") == OK
 
 
+def test_one_output_is_not_rendered_with_two_quantizations_also_when_all_is_done(
+    render: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"id": "one", "prompt": "A road"}]
+    quantized, apart = "model.quantization=int8", f"output={tmp_path / 'apart'}"
+    assert render(rows) == OK
+    assert render(rows, quantized) == INVALID
+    assert "were rendered with quantization none, not int8; one output would mix both" in capsys.readouterr().err
+    assert render(rows) == OK
+    assert render(rows, quantized, apart) == OK
+    (exact,) = records(tmp_path).values()
+    (found,) = [json.loads(file.read_text()) for file in (tmp_path / "apart/records").glob("*.json")]
+    assert (found["rendered_on"]["quantization"], exact["rendered_on"].get("quantization")) == ("int8", None)
+    assert found["weights"]["transformer"] != exact["weights"]["transformer"]
+    assert found["sha256"] != exact["sha256"]
+    assert found["content"] == exact["content"]
+    assert replay(str(tmp_path / "apart/records/one.json")).same_bytes
+    assert render(rows, apart) == INVALID
+    assert "were rendered with quantization int8, not none" in capsys.readouterr().err
+
+
 def test_limits_end_a_run_that_the_same_command_goes_on_with(
     render: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from wan_ray.parallel.process_group import Groups, open_groups
 from wan_ray.parallel.sequence import SequenceParallel, torch_attention
 from wan_ray.stages.denoise import DenoiseStage, Place, draw_noise
 from wan_ray.stages.items import Item
+from wan_ray.variants import Quantization
 
 LAYOUTS = [(1, 2, 1), (1, 1, 2), (2, 1, 1), (1, 4, 1), (1, 2, 2), (2, 2, 1), (2, 1, 2)]
 PADS = [0.0, 1e4, float("nan")]
@@ -39,7 +40,10 @@ CASES: dict[str, tuple[str, int, Size, dict[str, object]]] = {
     # Random weights change by 0.5 to 0.9 from step to step.
     "t2v shortcuts": ("t2v", 4, UNEVEN, {"num_inference_steps": 6, "step_cache": 0.7, "guidance_interval": [0.2, 0.7]}),
     "vace shortcuts": ("vace", 3, UNEVEN, {"num_inference_steps": 6, "step_cache": 0.7}),
+    "t2v int8": ("t2v", 4, UNEVEN, {}),
+    "vace float8": ("vace", 3, UNEVEN, {}),
 }
+QUANTIZED: dict[str, Quantization] = {"t2v int8": "int8", "vace float8": "float8"}
 ITEMS: dict[str, Item] = {name: make_item(task, size=size, **more) for name, (task, _, size, more) in CASES.items()}
 FOLDER = Path(sys.argv[2])
 CHECKPOINTS = {
@@ -48,13 +52,20 @@ CHECKPOINTS = {
 }
 
 
-MODELS = {key: checkpoint.load_dit(dtype=torch.float32, device=CPU)[0] for key, checkpoint in CHECKPOINTS.items()}
+def load(kind: str, heads: int, quantization: Quantization = "none") -> DiT:
+    return CHECKPOINTS[kind, heads].load_dit(dtype=torch.float32, device=CPU, quantization=quantization)[0]
+
+
+MODELS = {key: load(*key) for key in CHECKPOINTS}
+MODELS_OF_CASES = {
+    name: load(KINDS[task], heads, QUANTIZED[name]) if name in QUANTIZED else MODELS[KINDS[task], heads]
+    for name, (task, heads, _, _) in CASES.items()
+}
 
 
 def denoised(name: str, place: Place) -> tuple[Tensor, str | None]:
     """Latents, and how many steps were computed where some may be left out."""
-    task, heads, _, _ = CASES[name]
-    item = DenoiseStage(MODELS[KINDS[task], heads], "weights", place)(ITEMS[name])
+    item = DenoiseStage(MODELS_OF_CASES[name], "weights", place)(ITEMS[name])
     return item.tensors["latents"], item.rendered_on.get("steps_computed")
 
 

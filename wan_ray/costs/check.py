@@ -184,10 +184,9 @@ def _fix_sharing(
     whole = {name: getattr(stages, name) for name in needs if getattr(stages, name).num_gpus}
     if sum(stage.replicas.min for stage in whole.values()) <= hardware.num_gpus and layout_of(section).num_gpus == 1:
         return "set " + " and ".join(f"stages.{name}.num_gpus=1" for name in whole)
-    if section.offload != "blocks" and layout_of(section).num_gpus == 1:
-        offloaded = section.model_copy(update={"offload": "blocks"})
-        if fullest_gpu(offloaded, buckets, hardware, stages).total <= memory:
-            return "set model.offload=blocks"
+    leaner = section.leaner if layout_of(section).num_gpus == 1 else None
+    if leaner is not None and fullest_gpu(leaner, buckets, hardware, stages).total <= memory:
+        return "set model.offload=blocks"
     on_cpu = stages.model_copy(update={"encode": stages.encode.model_copy(update={"num_gpus": 0.0})})
     if stages.encode.num_gpus and fullest_gpu(section, buckets, hardware, on_cpu).total <= memory:
         return "set stages.encode.num_gpus=0 to encode on CPUs"

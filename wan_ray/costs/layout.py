@@ -130,7 +130,7 @@ def estimates(
     Layouts in which some do not fit are left out.
     """
     for layout in layouts(section, num_gpus=num_gpus, gpus_per_node=hardware.gpus_per_node):
-        for tried in (layout, sharded(layout)):
+        for tried in (layout, None if section.quantization != "none" else sharded(layout)):
             if tried is not None and (each := _all_fitting(section, buckets, tried, hardware)):
                 yield each
                 break
@@ -187,8 +187,7 @@ def working_layout(
     soonest: bool = False,
 ) -> Layout | None:
     """The cheapest layout in which every bucket fits, or the soonest; with offloaded blocks where nothing else does."""
-    for offload in dict.fromkeys((section.offload, "blocks")):
-        tried = section.model_copy(update={"offload": offload})
+    for tried in filter(None, (section, section.leaner)):
         sums = [
             (
                 sum(e.seconds if soonest else e.gpu_seconds for e in each),
@@ -204,16 +203,16 @@ def working_layout(
 
 
 def roomier_layout(section: ModelSection, bucket: Bucket) -> Layout | None:
-    """The one on the fewest GPUs that needs clearly less of each than the section's does with its blocks offloaded.
+    """The one on the fewest GPUs that needs clearly less of each than the section's does at its leanest.
 
     None where the model's sizes are not known, or more ranks do not need less.
     """
     if not has_costs(section):
         return None
-    offloaded = section.model_copy(update={"offload": "blocks"})
-    others = layouts(offloaded, num_gpus=MAX_RANKS, gpus_per_node=_NODE_GPUS)
-    most = _ROOMIER * _memory(offloaded, bucket, layout_of(offloaded))
-    roomier = (layout for layout in others if _memory(offloaded, bucket, layout) < most)
+    leanest = section.leaner or section
+    others = layouts(leanest, num_gpus=MAX_RANKS, gpus_per_node=_NODE_GPUS)
+    most = _ROOMIER * _memory(leanest, bucket, layout_of(leanest))
+    roomier = (layout for layout in others if _memory(leanest, bucket, layout) < most)
     return min(roomier, key=lambda layout: (layout.num_gpus, layout.degrees.ring), default=None)
 
 
@@ -226,4 +225,5 @@ def _memory(section: ModelSection, bucket: Bucket, layout: Layout) -> float:
         fsdp=layout.fsdp,
         offload_blocks=layout.offload_blocks,
         dtype_bytes=dtype_bytes(section),
+        quantization=section.quantization,
     ).total

@@ -10,7 +10,7 @@ from functools import lru_cache
 from wan_ray.costs.bucket import Bucket
 from wan_ray.costs.flops import TEXT_TOKENS, ImageEncoderSizes, TextEncoderSizes, num_blocks
 from wan_ray.degrees import Degrees
-from wan_ray.variants import DiTArchitecture
+from wan_ray.variants import DiTArchitecture, Quantization
 
 GB = 1e9
 # Assumed: a CUDA context with the libraries' workspaces, NCCL's buffers, and what the allocator cannot use.
@@ -26,6 +26,10 @@ VAE_PARAMETERS = 126_892_531
 _DECODE_BYTES, _DECODE_FIRST_BYTES, _ENCODE_BYTES = 18_723, 10_611, 14_903
 # The same of what is never tiled, and the pixels beside a tile that count like its own.
 _UNTILED_BYTES, _TILE_BORDER = 724, 8
+# A quantized layer's bytes per output channel: a float32 scale, and int8's zero, which is always 0. What float8 keeps
+# alive of each number of its input while it quantizes that: three copies in float32, and two in 16 bits.
+_SCALE_BYTES = {"int8": 5, "float8": 4}
+_QUANTIZING_BYTES = 15
 _BLOCKS_AT_WORK = 2  # the one at work and the one on its way, sharded or offloaded
 
 
@@ -55,6 +59,15 @@ def dit_block_parameters(architecture: DiTArchitecture) -> Parameters:
         computing=(10 if with_image else 8) * square + 2 * d * architecture.ffn_dim + architecture.ffn_dim + d,
         float32=12 * d + (d if with_image else 0),
     )
+
+
+def _saved_by_quantization(architecture: DiTArchitecture, quantization: Quantization, dtype_bytes: int) -> float:
+    """Bytes of one block's weights that 8 bits do without."""
+    if quantization == "none":
+        return 0
+    d, squares = architecture.dim, 10 if architecture.image_tokens > 0 else 8
+    weights, channels = squares * d * d + 2 * d * architecture.ffn_dim, (squares + 1) * d + architecture.ffn_dim
+    return weights * (dtype_bytes - 1) - channels * _SCALE_BYTES[quantization]
 
 
 @lru_cache
@@ -112,23 +125,25 @@ def denoise_memory(
     fsdp: bool = False,
     offload_blocks: bool = False,
     dtype_bytes: int = 2,
+    quantization: Quantization = "none",
 ) -> DenoiseMemory:
     """Of the busiest rank of a gang that renders one clip.
 
     fsdp divides the weights among all ranks; offload_blocks keeps the blocks in host memory. Either way a few blocks
-    at a time are whole.
+    at a time are whole. quantization goes with neither; float8's activations count as quantized, on any GPU.
     """
     tokens = -(-bucket.num_tokens // degrees.sequence)
     texts = bucket.num_texts // min(bucket.num_texts, degrees.cfg)
+    weights = _resident_weights(
+        architecture, ranks=degrees.world_size if fsdp else 1, offload_blocks=offload_blocks, dtype_bytes=dtype_bytes
+    )
+    saved = num_blocks(architecture) * _saved_by_quantization(architecture, quantization, dtype_bytes)
+    quantizing = quantization == "float8" and dtype_bytes == 2
     return DenoiseMemory(
-        weights=_resident_weights(
-            architecture,
-            ranks=degrees.world_size if fsdp else 1,
-            offload_blocks=offload_blocks,
-            dtype_bytes=dtype_bytes,
-        ),
+        weights=weights - saved,
         context=texts * _context_bytes(architecture, tokens, dtype_bytes) + _solver_bytes(bucket),
-        activations=FRAGMENTATION * _activation_bytes(architecture, tokens, degrees, dtype_bytes),
+        activations=FRAGMENTATION
+        * _activation_bytes(architecture, tokens, degrees, dtype_bytes, quantizing=quantizing),
         overhead=CONTEXT_BYTES + (NCCL_BYTES if degrees.world_size > 1 else 0),
     )
 
@@ -156,14 +171,16 @@ def _solver_bytes(bucket: Bucket) -> float:
     return (8 * 16 + 20) * bucket.num_latent_frames * bucket.num_pixels // 64 * _FLOAT32
 
 
-def _activation_bytes(architecture: DiTArchitecture, tokens: int, degrees: Degrees, dtype_bytes: int) -> float:
+def _activation_bytes(
+    architecture: DiTArchitecture, tokens: int, degrees: Degrees, dtype_bytes: int, *, quantizing: bool
+) -> float:
     """The most that one pass has alive: in the feed-forward of a wide model, else while keys are normed and turned.
 
     Per token and channel: residuals before and after attention 8 and the input of the feed-forward; of attention the
     float32 copies. VACE's second stream adds 8. An exchange of tokens for heads holds queries, keys and values three
     times; a ring holds two rounds of keys and values and sums in float32.
     """
-    hidden = 2 * architecture.ffn_dim / architecture.dim * dtype_bytes
+    hidden = architecture.ffn_dim / architecture.dim * (_QUANTIZING_BYTES if quantizing else 2 * dtype_bytes)
     at_feed_forward, at_attention = 8 + dtype_bytes + hidden, 12 + 6 * dtype_bytes
     if degrees.ulysses > 1:
         at_attention = max(at_attention, 4 + 10 * dtype_bytes)

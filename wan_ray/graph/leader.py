@@ -42,15 +42,16 @@ class Denoise:
         idle_s: float = _IDLE_S,
     ) -> None:
         section = gang_of(model)
+        model = model.model_copy(update={"gang": section})
         worker = Worker("denoise", board)
         gang = Gang(
             rank_class,
-            {"model": model.model_copy(update={"gang": section}), "gang": section},
+            {"model": model, "gang": section},
             name=group_name(run_id, worker.id),
             degrees=section.degrees,
             resources=rank_resources(stages.denoise),
             timeout_s=section.timeout_s,
-            leaner={"model": model.model_copy(update={"gang": section, "offload": "blocks"})},
+            leaner={"model": model.leaner or model},
         )
         self._leader = Leader(gang, worker, Shelf(output), max_tries=section.max_tries)
         self._leader.start(stages, idle_s=idle_s)

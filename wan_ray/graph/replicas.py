@@ -109,15 +109,16 @@ class Denoise:
 
     def __init__(self, model: ModelSection, stages: StagesSection, output: str) -> None:
         section = gang_of(model)
+        model = model.model_copy(update={"gang": section})
         self._max_tries = section.max_tries
         self._gang = Gang(
             Rank,
-            {"model": model.model_copy(update={"gang": section}), "gang": section},
+            {"model": model, "gang": section},
             name="",
             degrees=section.degrees,
             resources=rank_resources(stages.denoise),
             timeout_s=section.timeout_s,
-            leaner={"model": model.model_copy(update={"gang": section, "offload": "blocks"})},
+            leaner={"model": model.leaner or model},
             group=get_current_placement_group(),
         )
         self._shelf = Shelf(output)

@@ -79,6 +79,7 @@ def render(config: RenderConfig, plan: Plan, *, observer: Observer, again: Again
     with alive(store, run_id), IndexWriter(store, run_id, plan.extra_columns) as index:
         due = attempts_due(plan, _on_record(store, index), again or Again())
         work = _Work(config=config, plan=plan, due=due, store=store, run_id=run_id)
+        _check_same_quantization(config, store)
         if not work.left():
             return _carried_out(work, None, observer, index, started)
         with connected(config.ray_address):
@@ -147,6 +148,18 @@ def _on_record(store: Store, index: IndexWriter) -> Mapping[str, Indexed]:
             index.append(record)
         found[record.name] = Indexed(record.attempt, record.status, record.content, record.error_type)
     return found
+
+
+def _check_same_quantization(config: RenderConfig, store: Store) -> None:
+    """Raise ConfigError when clips that are there had other linear layers, also where no row is left to render."""
+    wanted = {section.variant: section.quantization for section in config.all_models}
+    for before in sorted(rendered_with(store)):
+        then, now = before.quantization or "none", wanted.get(before.variant)
+        if now not in (None, then):
+            raise ConfigError(
+                f"{before.variant}: the clips of run {before.run_id} were rendered with quantization {then}, not "
+                f"{now}; one output would mix both: use another output, or model.quantization={then}"
+            )
 
 
 def _check_same_models(config: RenderConfig, store: Store, weights: Mapping[str, str]) -> None:

@@ -21,10 +21,11 @@ from wan_ray.model.key_maps import (
     vae_num_res_blocks_from_diffusers,
 )
 from wan_ray.model.lora import Adapter, fit, merged
+from wan_ray.model.quantize import quantized_fingerprint, quantizer
 from wan_ray.model.text_encoder import TextEncoderArchitecture, build_text_encoder, load_tokenizer
 from wan_ray.model.vae import VAEArchitecture, WanVAE
 from wan_ray.model.weights import Shape, TensorFiles, check_shapes, load_, shapes_of
-from wan_ray.variants import DiTArchitecture
+from wan_ray.variants import DiTArchitecture, Quantization
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel, UMT5EncoderModel
@@ -96,12 +97,23 @@ class Checkpoint:
         return dit.architecture
 
     def load_dit(
-        self, *, dtype: torch.dtype, device: torch.device, adapters: Sequence[Adapter] = ()
+        self,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        adapters: Sequence[Adapter] = (),
+        quantization: Quantization = "none",
     ) -> tuple[DiT, str]:
-        """The denoiser with the adapters merged, and the fingerprint of its weights."""
+        """The denoiser with the adapters merged, then quantized, and the fingerprint of its weights.
+
+        MissingExtraError without torchao where it is needed.
+        """
         model, tensors = self.empty_dit(device=device, adapters=adapters)
-        load_(model, tensors, device=device, dtype_of=lambda name: parameter_dtype(name, dtype), what="DiT")
-        return model.eval(), tensors.fingerprint
+        quantize = quantizer(quantization, dtype=dtype, device=device)
+        load_(
+            model, tensors, device=device, dtype_of=lambda name: parameter_dtype(name, dtype), what="DiT", then=quantize
+        )
+        return model.eval(), quantized_fingerprint(tensors.fingerprint, quantization)
 
     def empty_dit(self, *, device: torch.device, adapters: Sequence[Adapter] = ()) -> tuple[DiT, TensorFiles]:
         """The denoiser on the meta device, and the tensors to fill it with; adapters are merged on the device."""

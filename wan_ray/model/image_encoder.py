@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wan_ray.errors import CheckpointError
 from wan_ray.model.key_maps import image_encoder_names_from_released
+from wan_ray.model.quantize import importing_torchao
 from wan_ray.model.weights import Shape, TensorFiles
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def build_image_encoder(architecture: ImageEncoderArchitecture) -> "CLIPVisionMo
     Its one buffer is on the CPU, so that weights can be filled in on meta: call .to(device) once they are.
     """
     # Imported here: it takes seconds, and few workers have an image encoder.
-    from transformers import CLIPVisionConfig, CLIPVisionModel
+    with importing_torchao():
+        from transformers import CLIPVisionConfig, CLIPVisionModel
 
     config = CLIPVisionConfig(
         hidden_size=architecture.dim,

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from wan_ray.errors import CheckpointError
+from wan_ray.model.quantize import importing_torchao
 
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
@@ -51,7 +52,8 @@ class TextEncoderArchitecture:
 def build_text_encoder(architecture: TextEncoderArchitecture) -> "UMT5EncoderModel":
     """The encoder, on torch's current default device, with whatever weights that gives."""
     # Imported here: it takes seconds, and workers of other stages have no text encoder.
-    from transformers import UMT5Config, UMT5EncoderModel
+    with importing_torchao():
+        from transformers import UMT5Config, UMT5EncoderModel
 
     config = UMT5Config(
         vocab_size=architecture.vocab_size,

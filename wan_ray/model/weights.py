@@ -111,10 +111,17 @@ class TensorFiles:
 
 
 def load_(
-    model: nn.Module, tensors: TensorFiles, *, device: torch.device, dtype_of: Callable[[str], torch.dtype], what: str
+    model: nn.Module,
+    tensors: TensorFiles,
+    *,
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
+    what: str,
+    then: Callable[[str, nn.Module], None] | None = None,
 ) -> None:
     """Fill a model built on the meta device, parameter by parameter: never a second full copy in memory.
 
+    then is called with each parameter's name and module as soon as it is filled, and may put another in its place.
     CheckpointError names missing, extra and misshaped tensors. Frozen: gradients are off.
     """
     check_shapes(shapes_of(model), tensors.shapes, what=what)
@@ -128,6 +135,8 @@ def load_(
         loaded = nn.Parameter(value, requires_grad=False)
         for module, leaf in owners[id(meta)]:
             setattr(module, leaf, loaded)
+            if then is not None:
+                then(name, module)
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:

@@ -1,7 +1,7 @@
 """Denoise: noise drawn from the row's seed becomes clean latents under its text, on one device or on a gang's ranks."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Self
@@ -17,6 +17,7 @@ from wan_ray.model.checkpoint import Checkpoint
 from wan_ray.model.dit import PATCH, DiT
 from wan_ray.model.fused import elementwise_kernels
 from wan_ray.model.lora import Adapter
+from wan_ray.model.quantize import told_of
 from wan_ray.model.step_cache import StepCache
 from wan_ray.parallel.offload import Offload, Weights
 from wan_ray.parallel.process_group import Groups
@@ -29,6 +30,7 @@ from wan_ray.stages.items import Item
 from wan_ray.stages.memory import Ladder
 from wan_ray.stages.pause import BetweenSteps, Pause, recipe_of
 from wan_ray.stages.read import bucket_of
+from wan_ray.variants import Quantization
 
 LATENT_CHANNELS = 16
 _RENDER_LESS = "render fewer pixels or frames"
@@ -83,13 +85,20 @@ class DenoiseStage:
     """
 
     def __init__(
-        self, model: DiT, fingerprint: str, place: Place, fix: Callable[[Bucket], str] = lambda _: _RENDER_LESS
+        self,
+        model: DiT,
+        fingerprint: str,
+        place: Place,
+        fix: Callable[[Bucket], str] = lambda _: _RENDER_LESS,
+        *,
+        quantized: Mapping[str, str] | None = None,
     ) -> None:
-        """fix: what to do about a shape for which there is no memory, in a few words."""
+        """fix: what to do about a shape for which there is no memory, in a few words. quantized: for the record."""
         self.model = model
         self.fingerprint = fingerprint
         self._place = place
         self._fix = fix
+        self._quantized = quantized or {}
         alone = place.groups is None or place.groups.degrees.world_size == 1
         leaner: tuple[Offload, ...] = ("blocks",) if alone and place.weights and place.offload != "blocks" else ()
         self._ladder = Ladder[Offload]("denoise", (place.offload, *leaner))
@@ -103,12 +112,16 @@ class DenoiseStage:
         device: torch.device,
         adapters: Sequence[Adapter] = (),
         offload: Offload = "none",
+        quantization: Quantization = "none",
         groups: Groups | None = None,
         strategy: Strategy = "auto",
         fsdp: bool = False,
         fix: Callable[[Bucket], str] = lambda _: _RENDER_LESS,
     ) -> Self:
-        """CheckpointError when the weights or the adapters do not fit. All ranks of the groups call it."""
+        """CheckpointError when the weights or the adapters do not fit. All ranks of the groups call it.
+
+        quantization goes with neither offload nor fsdp; MissingExtraError when it lacks its package.
+        """
         weights: Weights | None = None
         if groups is not None and fsdp:
             # Imported here: it takes seconds, and is for weights that are sharded.
@@ -118,13 +131,16 @@ class DenoiseStage:
             model, fingerprint = load_sharded_dit(checkpoint, groups, dtype=dtype, adapters=adapters, on_host=on_host)
         else:
             home = device if offload == "none" else torch.device("cpu")
-            model, fingerprint = checkpoint.load_dit(dtype=dtype, device=home, adapters=adapters)
-            weights = Weights(model, model.blocks_in_order(), device, offload)
+            model, fingerprint = checkpoint.load_dit(
+                dtype=dtype, device=home, adapters=adapters, quantization=quantization
+            )
+            if quantization == "none":  # else they stay where they are
+                weights = Weights(model, model.blocks_in_order(), device, offload)
         attention = None
         if groups is not None and groups.sequence is not None:
             attention = choose_attention(groups, strategy, num_heads=model.architecture.num_heads, dtype=dtype)
         place = Place(device=device, offload=offload, weights=weights, groups=groups, attention=attention)
-        return cls(model, fingerprint, place, fix)
+        return cls(model, fingerprint, place, fix, quantized=told_of(quantization, dtype=dtype, device=device))
 
     @torch.inference_mode()
     def __call__(
@@ -188,6 +204,7 @@ class DenoiseStage:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
             "dtype": str(self.model.get_parameter("blocks.0.self_attn.q.weight").dtype).removeprefix("torch."),
             "layout": str(groups.degrees if groups else Degrees()),
+            **self._quantized,
         }
 
     def _layout(self, noise_BCTHW: Tensor) -> Layout:

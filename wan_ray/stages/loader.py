@@ -11,6 +11,7 @@ from wan_ray.costs.layout import roomier_layout
 from wan_ray.errors import CheckpointError, ConfigError
 from wan_ray.model.checkpoint import Checkpoint, find_checkpoint
 from wan_ray.model.lora import Adapter
+from wan_ray.model.quantize import quantized_fingerprint
 from wan_ray.parallel.process_group import Groups
 from wan_ray.stages.condition import Conditioner, ImageConditioner, VaceConditioner
 from wan_ray.stages.decode import DecodeStage
@@ -55,13 +56,14 @@ class StageLoader:
         return [Adapter(path=stage_checkpoint(a.path, cache), scale=a.scale) for a in self.model.adapters]
 
     def check(self) -> str:
-        """The DiT's fingerprint, adapters included; CheckpointError when the weights lack a tensor or are another's.
+        """The DiT's fingerprint, adapters and quantization included; loads no weights.
 
-        Loads no weights.
+        CheckpointError when the weights lack a tensor or are another's.
         """
         checkpoint, adapters = self.checkpoint(), self.adapters()
         check_variant(self.model.variant, checkpoint.check(adapters))
-        return checkpoint.empty_dit(device=torch.device("cpu"), adapters=adapters)[1].fingerprint
+        fingerprint = checkpoint.empty_dit(device=torch.device("cpu"), adapters=adapters)[1].fingerprint
+        return quantized_fingerprint(fingerprint, self.model.quantization)
 
     def encode(self) -> EncodeStage:
         """The text encoder's stage."""
@@ -79,13 +81,16 @@ class StageLoader:
         CheckpointError when the weights are another model's than the config says.
         """
         gang = self.model.gang if isinstance(self.model.gang, GangSection) else GangSection()
-        with memory_for("the DiT's weights", fix="set model.offload=blocks, or take a gang with fsdp: true"):
+        quantized = self.model.quantization != "none"
+        fix = "set model.offload=blocks, or take a gang with fsdp: true" + quantized * ", and drop model.quantization"
+        with memory_for("the DiT's weights", fix=fix):
             stage = DenoiseStage.load(
                 self.checkpoint(),
                 dtype=self.dtype,
                 device=self.device,
                 adapters=self.adapters(),
                 offload=self.model.offload,
+                quantization=self.model.quantization,
                 groups=groups,
                 strategy=gang.strategy,
                 fsdp=gang.fsdp,

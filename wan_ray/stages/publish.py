@@ -19,7 +19,7 @@ from wan_ray.version import installed
 from wan_ray.wording import without_secrets
 
 _UPLOADS = 3
-_PACKAGES = ("torch", "transformers", "tokenizers", "ray")
+_PACKAGES = ("torch", "torchao", "transformers", "tokenizers", "ray")
 _REQUEST_FIELDS = (
     *RESOLVED_FIELDS,
     "variant",

@@ -170,11 +170,12 @@ def indexed_clips(store: Store) -> dict[tuple[str, int], str | None]:
 
 @dataclass(frozen=True, slots=True, order=True)
 class RenderedWith:
-    """A model that clips were rendered with: variant, fingerprint of its DiT and its dtype, in a run."""
+    """A model that clips were rendered with: variant, fingerprint, dtype and quantization of its DiT, in a run."""
 
     variant: str
     transformer: str
     dtype: str
+    quantization: str
     run_id: str
 
 
@@ -184,7 +185,7 @@ def rendered_with(store: Store) -> set[RenderedWith]:
     table = table.filter(pc.equal(table["status"], "ok"))
     looked_up = {
         name: pc.map_lookup(table[column].cast(_TEXTS), pa.scalar(name), "first")
-        for column, name in (("weights", "transformer"), ("rendered_on", "dtype"))
+        for column, name in (("weights", "transformer"), ("rendered_on", "dtype"), ("rendered_on", "quantization"))
     }
     kinds = pa.table({"variant": table["variant"], **looked_up, "run_id": table["run_id"]})
     found = kinds.group_by(kinds.column_names).aggregate([]).to_pylist()
