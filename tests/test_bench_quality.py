@@ -16,13 +16,17 @@ def test_the_command_makes_the_table_and_its_figures(tmp_path, capsys):
     assert main(["bench", *flags.split(), "--json", str(file)]) == 0
     told = json.loads(file.read_text(encoding="utf-8"))
     settings = told["settings"]
-    assert {"step_cache 0.12", "guidance_stop 0.6", "quality high", "quality draft", "4 steps"} <= set(settings)
+    wanted = {"step_cache 0.12", "guidance_stop 0.6", "quality high", "quality draft", "4 steps", "int8", "float8"}
+    assert wanted <= set(settings)
     assert len(settings) >= 5
     half, stopped = settings["4 steps"], settings["guidance_stop 0.4"]
     assert half["steps_computed"] == 4
     assert half["denoise_s"] > 0
     assert half["likeness"]["ssim"] < 1
     assert stopped["likeness"]["ssim"] < 1
+    quantized = [settings[name]["likeness"]["psnr_db"] for name in ("int8", "float8")]
+    assert quantized[0] > quantized[1] > 20
+    assert settings["int8"]["setting"] == {"quantization": "int8"}
     for found in settings.values():
         like = found["likeness"]
         assert found["steps_computed"] <= 8

@@ -93,6 +93,15 @@ def test_the_command_in_the_report_measures_the_same_and_nothing_else(tmp_path: 
     assert (sizes["dim"], sizes["num_layers"], sizes["vace_layers"]) == (1536, 2, [0])
 
 
+def test_quantized_layers_are_measured_but_for_what_they_cannot_do(tmp_path: Path) -> None:
+    report = measured(tmp_path, "--parts", "dit", "--quantization", "int8")
+    lacking = {"q, k, v: one product", "step, blocks offloaded"}
+    assert list(report["figures"]) == [name for name in FIGURES if name not in lacking]
+    assert report["command"].endswith("--quantization int8 --parts dit")
+    exact = measured(tmp_path, "--parts", "dit")["figures"]["step"]["predicted_bytes"]
+    assert report["figures"]["step"]["predicted_bytes"] < exact
+
+
 def test_a_model_with_an_image_has_an_image_encoder_too(tmp_path: Path) -> None:
     figures = measured(tmp_path, "--variant", "debug-i2v", "--parts", "dit,text")["figures"]
     assert list(figures) == [*FIGURES, "text encoder, 512 tokens", "image encoder"]

@@ -41,7 +41,7 @@ from wan_ray.speed.random_models import (
     random_vae,
 )
 from wan_ray.speed.settings import Settings
-from wan_ray.variants import DiTArchitecture
+from wan_ray.variants import DiTArchitecture, Quantization
 
 _TIMESTEP, _GUIDANCE, _FLOW_SHIFT = 500, 5.0, 5.0
 BLOCK, STEP = "DiT block", "step"
@@ -111,7 +111,7 @@ def measure(settings: Settings, say: Say) -> Measured:
     recompiled: int | None = None
     lacking: dict[str, str] = {}
     if "dit" in settings.parts:
-        bench = _DiTBench(sizes.dit, bucket, device, dtype)
+        bench = _DiTBench(sizes.dit, bucket, device, dtype, settings.quantization)
         figures += bench.figures(say, lacking)
         figures += bench.attention_kernels(say)
         recompiled = bench.compiled_by_another_row()
@@ -120,7 +120,8 @@ def measure(settings: Settings, say: Say) -> Measured:
             with plain_pytorch():
                 figures += bench.plain(say)
                 accounts[PLAIN] = bench.account(say, rates)
-        figures.append(bench.offloaded(say))
+        if settings.quantization == "none":
+            figures.append(bench.offloaded(say))
         del bench
     for part, others in (("vae", _vae_figures), ("text", _text_figures)):
         if part in settings.parts:
@@ -143,20 +144,28 @@ def measure(settings: Settings, say: Say) -> Measured:
 class _DiTBench:
     """A random DiT with one clip's contexts, of a prompt and of a negative prompt."""
 
-    def __init__(self, sizes: DiTArchitecture, bucket: Bucket, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        sizes: DiTArchitecture,
+        bucket: Bucket,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantization: Quantization,
+    ) -> None:
         self._sizes, self._bucket, self._device, self._dtype = sizes, bucket, device, dtype
-        self._model = random_dit(sizes, device, dtype)
+        self._quantization: Quantization = quantization
+        self._model = random_dit(sizes, device, dtype, quantization)
         self._contexts = [random_context(self._model, bucket, device) for _ in range(2)]
         self._latents = random_latents(bucket, device)
 
     def figures(self, say: Say, lacking: dict[str, str]) -> Iterator[Figure]:
         """What has no room on the device is left out, and noted as lacking."""
-        sizes, n = self._sizes, self._bucket.num_tokens
+        sizes, n, quantized = self._sizes, self._bucket.num_tokens, self._quantization != "none"
         one = dit_pass(sizes, n)
         parts: list[tuple[str, Callable[[], Work], float]] = [
             ("text keys and values", lambda: self._encode, dit_context(sizes, n)),
             ("q, k, v: three products", self._three_products, 6 * n * sizes.dim**2),
-            ("q, k, v: one product", self._one_product, 6 * n * sizes.dim**2),
+            *([] if quantized else [("q, k, v: one product", self._one_product, 6 * n * sizes.dim**2)]),
             ("self-attention", self._attention, 4 * n * n * sizes.dim),
             (BLOCK, self.block, dit_block(sizes, n).flops),
             ("DiT pass", lambda: lambda: self._model(self._latents, _TIMESTEP, self._contexts[0]), one.flops),
@@ -275,7 +284,12 @@ class _DiTBench:
         """By the tensors alone, as torch counts what it allocates."""
         size = torch.empty((), dtype=self._dtype).element_size()
         memory = denoise_memory(
-            self._sizes, self._bucket, degrees=Degrees(), offload_blocks=offload_blocks, dtype_bytes=size
+            self._sizes,
+            self._bucket,
+            degrees=Degrees(),
+            offload_blocks=offload_blocks,
+            dtype_bytes=size,
+            quantization=self._quantization,
         )
         return memory.weights + memory.context + memory.activations / FRAGMENTATION
 

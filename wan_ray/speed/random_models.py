@@ -11,9 +11,10 @@ from wan_ray.costs.bucket import Bucket
 from wan_ray.costs.flops import ImageEncoderSizes, TextEncoderSizes, VAESizes
 from wan_ray.model.blocks import IMAGE_WIDTH
 from wan_ray.model.dit import TEXT_LENGTH, Context, DiT, parameter_dtype
+from wan_ray.model.quantize import quantizer
 from wan_ray.model.vae import VAEArchitecture, WanVAE
 from wan_ray.model.weights import TensorFiles, load_, shapes_of
-from wan_ray.variants import DiTArchitecture, Variant
+from wan_ray.variants import DiTArchitecture, Quantization, Variant
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel, UMT5EncoderModel
@@ -57,11 +58,14 @@ class Sizes:
         )
 
 
-def random_dit(sizes: DiTArchitecture, device: torch.device, dtype: torch.dtype) -> DiT:
-    """In the dtypes it is rendered with."""
+def random_dit(
+    sizes: DiTArchitecture, device: torch.device, dtype: torch.dtype, quantization: Quantization = "none"
+) -> DiT:
+    """In the dtypes it is rendered with; MissingExtraError when a quantization lacks its package."""
     with torch.device("meta"):
         model = DiT(sizes)
-    _fill_(model, device, lambda name: parameter_dtype(name, dtype))
+    quantize = quantizer(quantization, dtype=dtype, device=device)
+    _fill_(model, device, lambda name: parameter_dtype(name, dtype), quantize)
     return model.eval()
 
 
@@ -113,7 +117,12 @@ def _latent_shape(bucket: Bucket) -> tuple[int, int, int]:
     return bucket.num_latent_frames, bucket.height // 8, bucket.width // 8
 
 
-def _fill_(model: torch.nn.Module, device: torch.device, dtype_of: Callable[[str], torch.dtype]) -> None:
+def _fill_(
+    model: torch.nn.Module,
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
+    then: Callable[[str, torch.nn.Module], None] | None = None,
+) -> None:
     """Normally distributed, and scaled so that activations keep their size."""
     shapes = shapes_of(model)
 
@@ -125,4 +134,4 @@ def _fill_(model: torch.nn.Module, device: torch.device, dtype_of: Callable[[str
         return values.mul_(0.05 if len(shape) <= 1 else torch.Size(shape[1:]).numel() ** -0.5)
 
     tensors = TensorFiles(shapes, read, "random")
-    load_(model, tensors, device=device, dtype_of=dtype_of, what="random model")
+    load_(model, tensors, device=device, dtype_of=dtype_of, what="random model", then=then)

@@ -70,6 +70,7 @@ def table(settings: Settings, measured: Measured) -> Iterator[str]:
     yield (
         f"{settings.variant.name} at {settings.width}x{settings.height}x{settings.num_frames}, random weights: "
         f"{dit.num_layers} layers of {dit.dim}"
+        + (f", {settings.quantization}" if settings.quantization != "none" else "")
     )
     yield f"best product {measured.product_rate / T:.2f} TFLOP/s, best copy {measured.copy_rate / G:.1f} GB/s"
     yield ""

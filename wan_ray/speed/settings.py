@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Self, TextIO, get_args
 
 from wan_ray.errors import ConfigError
-from wan_ray.variants import Variant, get_variant
+from wan_ray.variants import Quantization, Variant, get_variant
 
 Part = Literal["dit", "vae", "text"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -25,6 +25,7 @@ class Settings:
     device: Literal["cuda", "cpu"] | None = None
     dtype: Dtype | None = None
     num_layers: int | None = None
+    quantization: Quantization = "none"
     parts: tuple[Part, ...] = PARTS
 
     @classmethod
@@ -48,6 +49,7 @@ class Settings:
             device=options.device,
             dtype=options.dtype,
             num_layers=options.layers,
+            quantization=options.quantization or "none",
             parts=parts,
         )
 
@@ -59,13 +61,14 @@ def add_engine_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--frames", type=int, default=81, help="4n+1 (default 81)")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: a GPU if there is one")
     parser.add_argument("--dtype", choices=get_args(Dtype), help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--quantization", choices=get_args(Quantization), help="of the DiT's blocks (default none)")
     parser.add_argument("--layers", type=int, metavar="N", help="only so many layers of the released width")
     parser.add_argument("--parts", metavar="PART,...", help=f"only some of {','.join(PARTS)}")
 
 
 def engine_command(options: argparse.Namespace) -> str:
     """The command that measures the same again."""
-    named = ("variant", "size", "frames", "device", "dtype", "layers", "parts")
+    named = ("variant", "size", "frames", "device", "dtype", "quantization", "layers", "parts")
     flags = [f"--{name} {value}" for name in named if (value := getattr(options, name)) is not None]
     return " ".join(["wan-ray bench --engine", *flags])
 
