@@ -23,9 +23,10 @@ def main() -> None:
     parser.add_argument("--dit-peak", type=float, default=2e-3, help="highest rate of learning of the DiT")
     parser.add_argument("--dit-frame-steps", type=int, default=1000)
     parser.add_argument("--dit-clip-steps", type=int, default=2000)
-    parser.add_argument("--i2v-steps", type=int, default=2400)
+    parser.add_argument("--i2v-steps", type=int, default=2200)
     parser.add_argument("--frames-per-step", type=int, default=32, help="of the DiT")
-    parser.add_argument("--clips-per-step", type=int, default=8, help="of the DiT, and of the I2V one")
+    parser.add_argument("--clips-per-step", type=int, default=8, help="of the DiT")
+    parser.add_argument("--i2v-clips-per-step", type=int, default=4)
     parser.add_argument("--drawn", type=int, default=800, help="clips that the VAE is trained on")
     parser.add_argument("--frame-latents", type=int, default=3000)
     parser.add_argument("--clip-latents", type=int, default=800)
@@ -52,7 +53,9 @@ def main() -> None:
             seed=options.seed,
         ),
         dit=dit,
-        i2v=replace(dit, num_frame_steps=0, num_clip_steps=options.i2v_steps),
+        i2v=replace(
+            dit, num_frame_steps=0, num_clip_steps=options.i2v_steps, clips_per_step=options.i2v_clips_per_step
+        ),
         num_drawn=options.drawn,
         num_frame_latents=options.frame_latents,
         num_clip_latents=options.clip_latents,

@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     key.set_defaults(run=_key)
     debug = commands.add_parser("init-debug", help="write a tiny checkpoint, a sample manifest and a config")
     debug.add_argument("folder", type=Path)
+    debug.add_argument("--task", choices=["t2v", "i2v"], default="t2v", help="what its rows ask for (default t2v)")
     debug.add_argument("--random", action="store_true", help="random weights in place of the trained demo model")
     debug.set_defaults(run=_init_debug)
     _add_bench(commands)
@@ -313,7 +314,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _init_debug(options: argparse.Namespace) -> int:
     from wan_ray.sample import write_sample
 
-    config = write_sample(options.folder, random=options.random)
+    config = write_sample(options.folder, task=options.task, random=options.random)
     print(f"wrote a checkpoint, a manifest and a config; now: wan-ray render {config}")
     return OK
 
