@@ -1,4 +1,4 @@
-"""A folder to try everything with: a tiny checkpoint, a manifest of eight rows, and a config."""
+"""A folder to try everything with: a tiny checkpoint, a manifest of a few rows, and a config."""
 
 from collections.abc import Sequence
 from importlib.resources import as_file, files

@@ -56,16 +56,21 @@ def dit_block_parameters(architecture: DiTArchitecture) -> Parameters:
     d, with_image = architecture.dim, architecture.image_tokens > 0
     square = d * d + d
     return Parameters(
-        computing=(10 if with_image else 8) * square + 2 * d * architecture.ffn_dim + architecture.ffn_dim + d,
+        computing=_num_squares(architecture) * square + 2 * d * architecture.ffn_dim + architecture.ffn_dim + d,
         float32=12 * d + (d if with_image else 0),
     )
+
+
+def _num_squares(architecture: DiTArchitecture) -> int:
+    """How many of a block's linear layers, all in its attentions, are as wide as it is on either side."""
+    return 10 if architecture.image_tokens > 0 else 8
 
 
 def _saved_by_quantization(architecture: DiTArchitecture, quantization: Quantization, dtype_bytes: int) -> float:
     """Bytes of one block's weights that 8 bits do without."""
     if quantization == "none":
         return 0
-    d, squares = architecture.dim, 10 if architecture.image_tokens > 0 else 8
+    d, squares = architecture.dim, _num_squares(architecture)
     weights, channels = squares * d * d + 2 * d * architecture.ffn_dim, (squares + 1) * d + architecture.ffn_dim
     return weights * (dtype_bytes - 1) - channels * _SCALE_BYTES[quantization]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ class FirstFrames:
 
     condition: Tensor
     image: Tensor
+
+    def at(self, indices: np.ndarray) -> "FirstFrames":
+        """Those of some clips."""
+        return FirstFrames(condition=self.condition[indices], image=self.image[indices])
 
 
 class Model(nn.Module):

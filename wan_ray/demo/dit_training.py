@@ -97,11 +97,7 @@ class Trainer:
             self.model.text_encoder.load_state_dict(text_encoder.state_dict())
             self.model.text_encoder.requires_grad_(False)
         self.model.to(device)
-        self.image = None
-        if clips.image_features is not None:
-            with torch.no_grad():
-                tokens = [self.model.dit.img_emb(features.float()) for features in clips.image_features.split(8)]
-            self.image = torch.cat(tokens)
+        self.first_frames = self._first_frames()
         self.average = deepcopy(self.model).requires_grad_(False)
         self.ids = cache(lambda text: token_ids(tokenizer, text))
         self.block: BlockForward = torch.compile(block_forward, dynamic=False) if plan.compiled else block_forward
@@ -152,15 +148,19 @@ class Trainer:
                 (1 - sigma) * clean + sigma * noise,
                 torch.from_numpy((level * 1000).astype(np.int64)),
                 [self.ids(text) for text in texts],
-                first=self._first_frames(indices),
+                first=self.first_frames and self.first_frames.at(indices),
                 block=self.block,
             )
         return (weight * (found - (noise - clean)).square()).mean() / weight.mean()
 
-    def _first_frames(self, indices: np.ndarray) -> FirstFrames | None:
-        if self.image is None or self.clips.condition is None:
+    @torch.no_grad()
+    def _first_frames(self) -> FirstFrames | None:
+        """Of all clips; embedded once, since what embeds them is not trained."""
+        condition, features = self.clips.condition, self.clips.image_features
+        if condition is None or features is None:
             return None
-        return FirstFrames(condition=self.clips.condition[indices], image=self.image[indices])
+        tokens = [self.model.dit.img_emb(some.float()) for some in features.split(8)]
+        return FirstFrames(condition=condition, image=torch.cat(tokens))
 
     @torch.no_grad()
     def average_(self, step: int) -> None:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 
 from wan_ray.demo.card import Figures, card, effort_of
 from wan_ray.demo.checkpoint import unpack, write_checkpoint, write_i2v
@@ -133,9 +134,12 @@ class Training:
         return trainer
 
     @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(write_tokenizer(self.folder / "tokenizer"))
+
+    @cached_property
     def _dit_trainer(self) -> Trainer:
         plan = self.plan
-        tokenizer = load_tokenizer(write_tokenizer(self.folder / "tokenizer"))
         vae, seed = self._vae_trainer.vae, plan.dit.seed
         frames = encoded(
             self.folder / "frames.pt", vae, num=plan.num_frame_latents, num_frames=1, seed=seed + 1, device=self.device
@@ -148,7 +152,7 @@ class Training:
             seed=seed + 2,
             device=self.device,
         )
-        return Trainer(tokenizer, frames, clips, plan=plan.dit, architecture=plan.dit_architecture)
+        return Trainer(self._tokenizer, frames, clips, plan=plan.dit, architecture=plan.dit_architecture)
 
     @cached_property
     def _i2v_trainer(self) -> Trainer:
@@ -167,10 +171,9 @@ class Training:
             image_encoder=image_encoder,
             device=self.device,
         )
-        tokenizer = load_tokenizer(write_tokenizer(self.folder / "tokenizer"))
         text_encoder = self.train_dit().average.text_encoder
         return Trainer(
-            tokenizer, clips, clips, plan=plan.i2v, architecture=plan.i2v_architecture, text_encoder=text_encoder
+            self._tokenizer, clips, clips, plan=plan.i2v, architecture=plan.i2v_architecture, text_encoder=text_encoder
         )
 
     def _look_at(self, vae: WanVAE) -> None:

@@ -3,7 +3,7 @@
 import random
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from wan_ray.stages.planning import Plan
 from wan_ray.stages.publish import PublishStage, package_versions
 from wan_ray.storage.blob import Store
 from wan_ray.storage.claims import Claims
-from wan_ray.storage.index import Indexed, IndexWriter, indexed_records, rendered_with
+from wan_ray.storage.index import Indexed, IndexWriter, RenderedWith, indexed_records, rendered_with
 from wan_ray.storage.patience import Patience
 from wan_ray.storage.records import Record, RecordStore
 from wan_ray.storage.runs import RunEntry, alive, config_of, living_runs, read_runs, write_run
@@ -79,12 +79,13 @@ def render(config: RenderConfig, plan: Plan, *, observer: Observer, again: Again
     with alive(store, run_id), IndexWriter(store, run_id, plan.extra_columns) as index:
         due = attempts_due(plan, _on_record(store, index), again or Again())
         work = _Work(config=config, plan=plan, due=due, store=store, run_id=run_id)
-        _check_same_quantization(config, store)
+        rendered = sorted(rendered_with(store))
+        _check_same_quantization(config, rendered)
         if not work.left():
             return _carried_out(work, None, observer, index, started)
         with connected(config.ray_address):
             check_fit(config)
-            _check_same_models(config, store, check_weights(config))
+            _check_same_models(config, store, rendered, check_weights(config))
             return _carried_out(work, new_board(), RunMetrics(config, observer), index, started)
 
 
@@ -150,10 +151,10 @@ def _on_record(store: Store, index: IndexWriter) -> Mapping[str, Indexed]:
     return found
 
 
-def _check_same_quantization(config: RenderConfig, store: Store) -> None:
+def _check_same_quantization(config: RenderConfig, rendered: Sequence[RenderedWith]) -> None:
     """Raise ConfigError when clips that are there had other linear layers, also where no row is left to render."""
     wanted = {section.variant: section.quantization for section in config.all_models}
-    for before in sorted(rendered_with(store)):
+    for before in rendered:
         then, now = before.quantization or "none", wanted.get(before.variant)
         if now not in (None, then):
             raise ConfigError(
@@ -162,14 +163,16 @@ def _check_same_quantization(config: RenderConfig, store: Store) -> None:
             )
 
 
-def _check_same_models(config: RenderConfig, store: Store, weights: Mapping[str, str]) -> None:
+def _check_same_models(
+    config: RenderConfig, store: Store, rendered: Sequence[RenderedWith], weights: Mapping[str, str]
+) -> None:
     """Raise ConfigError when clips that are there were rendered with other weights or in another dtype.
 
     Where the weights cannot be seen from here, by the path or URL they came from.
     """
     models = {section.variant: section for section in config.all_models}
     runs = {run["run_id"]: run for run in read_runs(store)}
-    for before in sorted(rendered_with(store)):
+    for before in rendered:
         now, then = models.get(before.variant), _model_of(runs.get(before.run_id), before.variant)
         weights_now = weights.get(before.variant, "")
         if now is None:

@@ -66,11 +66,12 @@ def told_of(quantization: Quantization, *, dtype: torch.dtype, device: torch.dev
 @contextmanager
 def importing_torchao() -> Iterator[None]:
     """Silence around an import of it, or of transformers, which brings it: it warns of extensions nobody needs."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _torchao(
